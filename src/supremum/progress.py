@@ -1,0 +1,49 @@
+"""Progress on stderr: a bar with an ETA on a terminal, a line per phase in a log."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+T = TypeVar("T")
+console = Console(stderr=True)
+timings: dict[str, float] = {}  # seconds a phase, in the order of their ends; the report shows them
+
+
+@contextlib.contextmanager
+def phase(name: str, total: int | None = None) -> Iterator[Callable[[], None]]:
+    """Show and time one phase of a run; the yielded function advances it by one of `total` steps."""
+    started = time.perf_counter()
+    try:
+        if console.is_terminal:
+            with Progress(TextColumn("{task.description:<24}"), BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn(),
+                          TextColumn("left"), TimeRemainingColumn(), console=console) as bar:
+                task = bar.add_task(name, total=total)
+                yield lambda: bar.advance(task)
+        else:
+            print(f"{name} ...", file=sys.stderr, flush=True)
+            yield lambda: None
+            print(f"{name} {time.perf_counter() - started:.1f} s", file=sys.stderr, flush=True)
+    finally:
+        timings[name] = timings.get(name, 0.0) + time.perf_counter() - started
+
+
+def track(items: Iterable[T], name: str, total: int | None = None) -> Iterator[T]:
+    """Iterate over `items` as one phase."""
+    if total is None and hasattr(items, "__len__"):
+        total = len(items)
+    with phase(name, total) as advance:
+        for item in items:
+            yield item
+            advance()
+
+
+def note(text: str) -> None:
+    """One line for the person who watches."""
+    console.print(text, highlight=False)
