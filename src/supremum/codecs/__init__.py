@@ -40,7 +40,7 @@ class Codec(Protocol):
 
     name: str  # "int4-g64", "Q4_K"
     levels: Tensor  # sorted float32 (K,), K <= 256
-    step: int  # columns that share one scale (and offset)
+    step: int  # columns that share one scale (and offset); 0: the whole row
     block: int  # columns that are stored together; in_features must be a multiple
     affine: bool  # whether there is an offset
 
@@ -61,7 +61,7 @@ def decode_grid(codec: Codec, codes_OI: Tensor, grid: Grid) -> Tensor:
     """w_hat (O, I) float32 from codes and grid, by the equation at the top of this module."""
     value_OI = codec.levels[codes_OI.long()]
     out_features = codes_OI.shape[0]
-    value_OGS = value_OI.view(out_features, -1, codec.step) * grid.scale_OG[..., None]
+    value_OGS = value_OI.view(out_features, grid.scale_OG.shape[1], -1) * grid.scale_OG[..., None]
     if grid.offset_OG is not None:
         value_OGS = value_OGS + grid.offset_OG[..., None]
     return value_OGS.reshape(codes_OI.shape)
@@ -115,6 +115,6 @@ def bits_per_weight(codec: Codec, shape_OI: tuple[int, int]) -> float:
     return 8.0 * codec.nbytes(shape_OI) / (shape_OI[0] * shape_OI[1])
 
 
-from . import gguf_blocks, integer  # noqa: E402, F401  (registration)
+from . import integer  # noqa: E402, F401  (registration)
 
 __all__ = ["Codec", "Coded", "Grid", "bits_per_weight", "decode_grid", "fits", "get", "names", "register", "torch"]
