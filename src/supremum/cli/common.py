@@ -1,0 +1,155 @@
+"""What every verb shares: options, the exit codes, and standard output kept for the result alone."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+import json
+import math
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from enum import Enum
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from ..errors import SupremumError
+from ..sizes import parse_size
+
+FAILED, INTERRUPTED = 1, 130
+KEPT = "Finished steps are kept; the same command (without --fresh) resumes."
+
+Document = dict[str, Any]
+Result = tuple[Document, Callable[[], Any]]  # what --json prints, and what prints the same for a person
+
+
+class TargetName(str, Enum):
+    """Runtimes that results are written for."""
+
+    gguf = "gguf"
+    compressed_tensors = "compressed-tensors"
+
+
+class Precision(str, Enum):
+    """Number type of the forward passes; sums are always kept in float32 or better."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+def size_option(text: str) -> int:
+    """`parse_size` for the command line: wrong input is wrong usage (exit 2)."""
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+Model = Annotated[str, typer.Argument(
+    metavar="MODEL", help="A Hugging Face folder or hub id, a .gguf file, a Supremum output folder, or `demo`.")]
+Text = Annotated[list[str] | None, typer.Option(
+    "--text", metavar="SOURCE", help="Text file (.txt, .jsonl, .parquet) or hub dataset id; repeatable. "
+                                     "Without it the model writes its own text.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random; same inputs, same bytes.")]
+Dtype = Annotated[Precision, typer.Option("--dtype", help="Number type of the forward passes.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
+Debug = Annotated[bool, typer.Option("--debug", envvar="SUPREMUM_DEBUG", help="Show tracebacks and library warnings.")]
+
+
+def quiet_libraries() -> None:
+    """Silence what the libraries print about themselves; SUPREMUM_DEBUG=1 lets it through. Telemetry stays off."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    if os.environ.get("SUPREMUM_DEBUG", "0") not in ("", "0"):
+        return
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.filterwarnings("ignore")
+
+
+def verb(examples: str, *, resumable: bool = False) -> Callable[[Callable[..., Result]], Callable[..., None]]:
+    """Make a command of a function that returns `Result`: help with examples, output, and errors as exit codes."""
+
+    def wrap(function: Callable[..., Result]) -> Callable[..., None]:
+        @functools.wraps(function)
+        def command(**options: Any) -> None:
+            as_json, debug = options["as_json"], options["debug"]
+            try:
+                with stdout_for_result():
+                    document, show = function(**options)
+            except SupremumError as error:
+                _fail(error.cause, error.remedy, as_json, debug)
+            except KeyboardInterrupt:
+                print(f"supremum: interrupted. {KEPT if resumable else 'Run it again.'}", file=sys.stderr)
+                raise typer.Exit(INTERRUPTED) from None
+            except MemoryError:
+                _fail("The machine ran out of memory.", "Close other programs, or lower --tokens.", as_json, debug)
+            except Exception as error:
+                if isinstance(error, typer.Exit | typer.Abort | typer.BadParameter):
+                    raise
+                _fail(f"internal error: {type(error).__name__}: {error}",
+                      "Please report it with the traceback that --debug shows.", as_json, debug)
+            if as_json:
+                print(to_json(document))
+            else:
+                show()
+
+        command.__doc__ = f"{inspect.getdoc(function)}\n\nExamples:\n\n\b\n" + "\n".join(
+            f"  {line.strip()}" for line in examples.strip().splitlines())
+        return command
+
+    return wrap
+
+
+def to_json(document: Document) -> str:
+    """`document` as strict JSON: what is not a finite number becomes null."""
+
+    def clean(value: Any) -> Any:
+        if isinstance(value, float):
+            return value if math.isfinite(value) else None
+        if isinstance(value, dict):
+            return {str(k): clean(v) for k, v in value.items()}
+        if isinstance(value, list | tuple):
+            return [clean(v) for v in value]
+        return value
+
+    return json.dumps(clean(document), indent=2, allow_nan=False, default=str)
+
+
+@contextlib.contextmanager
+def stdout_for_result() -> Iterator[None]:
+    """Within the block, whatever libraries print to standard output (from C, too) goes to standard error."""
+    with contextlib.redirect_stdout(sys.stderr):
+        try:
+            sys.__stdout__.flush()  # type: ignore[union-attr]
+            saved = os.dup(1)
+            os.dup2(2, 1)
+        except (OSError, ValueError, AttributeError):  # closed or replaced streams: nothing to protect
+            yield
+            return
+        try:
+            yield
+        finally:
+            sys.__stdout__.flush()  # type: ignore[union-attr]
+            os.dup2(saved, 1)
+            os.close(saved)
+
+
+def _fail(cause: str, remedy: str, as_json: bool, debug: bool) -> NoReturn:
+    """Report a failure in one line on standard error (and as a document, when asked for) and exit with 1."""
+    if debug:
+        traceback.print_exc()
+    print(f"supremum: error: {_one_line(cause)} {_one_line(remedy)}".rstrip(), file=sys.stderr)
+    if as_json:
+        print(to_json({"error": {"cause": cause, "remedy": remedy}}))
+    raise typer.Exit(FAILED) from None
+
+
+def _one_line(text: str) -> str:
+    """`text` without line breaks and control characters (file names may hold terminal escapes)."""
+    return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))

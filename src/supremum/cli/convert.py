@@ -1,0 +1,32 @@
+"""`supremum convert`: the same weights in another runtime's format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .common import Debug, Json, Result, TargetName, verb
+
+
+@verb("""
+    supremum convert small --target gguf --out small-gguf
+    supremum convert models/llama --target gguf --out llama-gguf
+""")
+def convert(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model folder, hub id, .gguf file or `demo`.")],
+    target: Annotated[TargetName, typer.Option("--target", help="Format and the runtime that reads it.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Output folder.")],
+    as_json: Json = False,
+    debug: Debug = False,
+) -> Result:
+    """Write MODEL for another runtime, each tensor in the nearest format there that loses least.
+
+    To reach a budget use `supremum optimize`.
+    """
+    from ..optimize import convert as run
+
+    written = Path(run(model, target.value, out))
+    return ({"model": model, "target": target.value, "path": str(written)},
+            lambda: print(f"Written: {written}"))

@@ -1,0 +1,61 @@
+"""`supremum optimize`: a model and a budget go in, a smaller model with its proof comes out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .common import Debug, Dtype, Json, Model, Precision, Result, Seed, TargetName, Text, size_option, verb
+
+
+@verb("""
+    supremum optimize demo --size 60MB --out demo
+    supremum optimize models/llama --bits 3.5 --text notes.txt --out small
+    supremum optimize models/llama --bits 3.5 --target compressed-tensors
+    supremum optimize models/llama --max-kl 0.05 --size 900MB --keep lm_head
+""", resumable=True)
+def optimize(
+    model: Model = "demo",
+    size: Annotated[int | None, typer.Option(
+        "--size", parser=size_option, metavar="SIZE", help="Largest output, for example 60MB or 1.2GiB.")] = None,
+    bits: Annotated[float | None, typer.Option(
+        "--bits", min=1, max=16, help="Bits a weight of the blocks' linear layers, scales included.")] = None,
+    max_kl: Annotated[float | None, typer.Option(
+        "--max-kl", metavar="NATS", help="Largest KL from the original, nats a token; the smallest such file.")] = None,
+    target: Annotated[TargetName, typer.Option("--target", help="Format and the runtime that reads it.")] =
+        TargetName.gguf,
+    text: Text = None,
+    tokens: Annotated[int | None, typer.Option("--tokens", min=256, help="Calibration tokens.")] = None,
+    out: Annotated[Path | None, typer.Option(
+        "--out", metavar="DIR", help="Output folder; NAME-supremum unless given.")] = None,
+    keep: Annotated[list[str] | None, typer.Option(
+        "--keep", metavar="NAME", help="Leave tensors whose name contains NAME as they are; repeatable.")] = None,
+    fresh: Annotated[bool, typer.Option(
+        "--fresh/--resume", help="Discard what an interrupted run left, or continue from it.")] = False,
+    seed: Seed = 0,
+    dtype: Dtype = Precision.auto,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> Result:
+    """Compress MODEL to a budget: the format of every layer is chosen by its damage, and the result is proved.
+
+    Give one of --size, --bits and --max-kl, or several: all of them hold.
+    The folder holds the model, supremum.json, report.html and a model card.
+    """
+    if size is None and bits is None and max_kl is None:
+        raise typer.BadParameter("give a budget: --size 60MB, --bits 3.5 or --max-kl 0.05 (or several)")
+    if max_kl is not None and not 0 < max_kl < 10:
+        raise typer.BadParameter(f"--max-kl {max_kl} is not a number of nats between 0 and 10; 0.05 is a good start")
+    if bits is not None and not 1 <= bits <= 16:  # NaN passes the range check of the option
+        raise typer.BadParameter(f"--bits {bits} is not between 1 and 16")
+
+    from ..optimize import Budget
+    from ..optimize import optimize as run
+    from ..report.terminal import show_result
+
+    folder = out or Path(f"{Path(model).name.removesuffix('.gguf')}-supremum")
+    result = run(model, Budget(size=size, bits=bits, max_kl=max_kl), target=target.value, text=text or [],
+                 tokens=tokens, out=folder, keep=keep or [], fresh=fresh, seed=seed, dtype=dtype.value)
+    return result.document, lambda: show_result(result.document, result.folder)

@@ -1,0 +1,28 @@
+"""`supremum report`: render a run's supremum.json again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .common import Debug, Json, Result, verb
+
+
+@verb("""
+    supremum report demo
+    supremum report demo --json
+""")
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a finished run.")],
+    as_json: Json = False,
+    debug: Debug = False,
+) -> Result:
+    """Show a finished run again and rewrite its report.html and README.md from supremum.json."""
+    from ..report import read_document, write_report
+    from ..report.terminal import show_result
+
+    document = read_document(folder)
+    write_report(document, folder)
+    return document, lambda: show_result(document, folder)
