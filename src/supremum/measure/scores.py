@@ -1,0 +1,175 @@
+"""How far a model's answers lie from another's, token by token.
+
+At position t the reference predicts p and the candidate q over the next token; y is the token that follows.
+
+    KL_t  = sum_v p_v (log p_v - log q_v)          nats; 0 exactly when the answers agree
+    nll_t = -log q_y,  perplexity = exp(mean nll)
+    same_t = argmax p == argmax q
+
+Standard errors are over windows: tokens of one window are not independent. The figures are those of llama.cpp's
+perplexity tool (`--kl-divergence`); quantiles are exact, over all tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import SupremumError
+
+Rows = Callable[[slice], Tensor]  # logits (n, V) of a slice of positions
+COMPARED = ("perplexity_reference", "perplexity_reference_se", "excess_nll", "excess_nll_se", "kl_mean", "kl_se",
+            "kl_median", "kl_p99", "kl_max", "same_top", "same_top_se")  # what a Quality has only beside a reference
+ELEMENTS = 1 << 22  # logits that are in float32 at one time: 16 MiB each for reference, candidate and a scratch
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """One window's scores per position (T,): nll in nats, float32; the others are None without a reference."""
+
+    nll: Tensor
+    nll_reference: Tensor | None = None
+    kl: Tensor | None = None
+    same: Tensor | None = None  # bool
+
+
+@dataclass(frozen=True)
+class Quality:
+    """A language model's quality on held-out windows; KL in nats per token, `same_top` a fraction.
+
+    What needs a reference is None without one, and standard errors are None for a single window. `excess_nll` is the
+    mean of nll - nll_reference in nats, with the standard error of the paired difference. `objective` says what was
+    predicted: the "next" token, or "every" token from the whole unmasked window (encoders with a masked-language head).
+    """
+
+    perplexity: float
+    perplexity_se: float | None
+    perplexity_reference: float | None
+    perplexity_reference_se: float | None
+    excess_nll: float | None
+    excess_nll_se: float | None
+    kl_mean: float | None
+    kl_se: float | None
+    kl_median: float | None
+    kl_p99: float | None
+    kl_max: float | None
+    same_top: float | None
+    same_top_se: float | None
+    tokens: int
+    windows: int
+    objective: str = "next"
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@torch.inference_mode()
+def compare(reference: Tensor | Rows | None, candidate: Tensor | Rows, targets: Tensor) -> TokenScores:
+    """Score one window: targets (T,) int64 against logits (T, V), given whole or as a function of a slice of positions.
+
+    All arithmetic is float32, over a block of positions at a time, so that memory does not grow with T x V. Logits
+    beyond the reference's vocabulary (padding) are ignored. Raises SupremumError when answers are not finite.
+    """
+    nll, nll_reference, kl, same = [], [], [], []
+    for rows in _blocks(candidate, len(targets)):
+        target = targets[rows, None]
+        logq = _logits(candidate, rows)
+        if reference is None:
+            nll.append(-torch.log_softmax(logq, -1).gather(1, target.to(logq.device))[:, 0])
+            continue
+        logp = _logits(reference, rows)
+        if logq.shape[-1] < logp.shape[-1]:
+            raise SupremumError(f"The candidate predicts {logq.shape[-1]} tokens, its reference {logp.shape[-1]}.",
+                                "Compare models that share one vocabulary.")
+        logq = logq[:, :logp.shape[-1]].to(logp.device)
+        same.append(logp.argmax(-1) == logq.argmax(-1))
+        logp, logq, target = torch.log_softmax(logp, -1), torch.log_softmax(logq, -1), target.to(logp.device)
+        nll.append(-logq.gather(1, target)[:, 0])
+        nll_reference.append(-logp.gather(1, target)[:, 0])
+        difference = torch.sub(logp, logq, out=logq)
+        p = logp.exp_()
+        if not torch.isfinite(block := torch.linalg.vecdot(p, difference)).all():
+            block = torch.where(p > 0, p * difference, 0.0).sum(-1)  # a token that p rules out costs nothing
+        kl.append(block)
+    scores = TokenScores(torch.cat(nll).cpu(), *(torch.cat(part).cpu() if part else None
+                                                 for part in (nll_reference, kl, same)))
+    for name, values in (("model", scores.nll), ("reference", scores.nll_reference), ("model", scores.kl)):
+        if values is not None and not torch.isfinite(values).all():
+            raise SupremumError(f"The {name}'s answers are not finite ({int((~torch.isfinite(values)).sum())} of "
+                                f"{len(values)} positions).", "Evaluate in float32, or look for broken weights.")
+    return scores
+
+
+def _logits(source: Tensor | Rows, rows: slice) -> Tensor:
+    return (source[rows] if isinstance(source, Tensor) else source(rows)).float()
+
+
+def _blocks(source: Tensor | Rows, length: int) -> Iterable[slice]:
+    width = source.shape[-1] if isinstance(source, Tensor) else source(slice(0, 1)).shape[-1]
+    step = max(1, ELEMENTS // width)
+    return [slice(start, min(start + step, length)) for start in range(0, length, step)]
+
+
+class Comparison:
+    """Scores of windows as they come; `quality()` summarises those so far."""
+
+    def __init__(self, objective: str = "next") -> None:
+        self.objective = objective
+        self.scores: list[TokenScores] = []
+
+    def add(self, reference: Tensor | Rows | None, candidate: Tensor | Rows, targets: Tensor) -> TokenScores:
+        """Score one window as `compare` does, and keep it."""
+        self.scores.append(compare(reference, candidate, targets))
+        return self.scores[-1]
+
+    def quality(self) -> Quality:
+        return summarise(self.scores, objective=self.objective)
+
+
+def summarise(scores: Iterable[TokenScores], *, objective: str = "next") -> Quality:
+    """Means over tokens, standard errors over windows, exact quantiles. One TokenScores a window; all of one length."""
+    scores = list(scores)
+    if not scores:
+        raise ValueError("no windows were scored")
+    nll, nll_se = _mean([s.nll for s in scores])
+    count = sum(len(s.nll) for s in scores)
+    perplexity = _exp(nll)
+    nothing: dict[str, Any] = dict.fromkeys(COMPARED)
+    common: dict[str, Any] = dict(perplexity=perplexity, perplexity_se=_times(perplexity, nll_se), tokens=count,
+                                  windows=len(scores), objective=objective)
+    pairs = [(s.nll, s.nll_reference, s.kl, s.same) for s in scores
+             if s.nll_reference is not None and s.kl is not None and s.same is not None]
+    if not pairs:
+        return Quality(**common, **nothing)
+    if len(pairs) != len(scores):
+        raise ValueError("some windows were scored without a reference")
+    base, base_se = _mean([b for _, b, _, _ in pairs])
+    excess, excess_se = _mean([a.double() - b.double() for a, b, _, _ in pairs])
+    kl, kl_se = _mean([k for _, _, k, _ in pairs])
+    top, top_se = _mean([s for _, _, _, s in pairs])
+    every = torch.cat([k for _, _, k, _ in pairs]).numpy()
+    median, p99 = np.quantile(every, [0.5, 0.99])
+    return Quality(**common, perplexity_reference=_exp(base), perplexity_reference_se=_times(_exp(base), base_se),
+                   excess_nll=excess, excess_nll_se=excess_se, kl_mean=kl, kl_se=kl_se, kl_median=float(median),
+                   kl_p99=float(p99), kl_max=float(every.max()), same_top=top, same_top_se=top_se)
+
+
+def _mean(windows: list[Tensor]) -> tuple[float, float | None]:
+    """Mean over all tokens, and its standard error from the spread of the windows' means."""
+    means = torch.stack([w.double().mean() for w in windows])
+    mean = torch.cat([w.double() for w in windows]).mean().item()
+    return mean, (means.std() / math.sqrt(len(means))).item() if len(means) > 1 else None
+
+
+def _exp(nll: float) -> float:
+    return math.exp(nll) if nll < 700 else math.inf
+
+
+def _times(value: float, error: float | None) -> float | None:
+    return None if error is None else value * error  # d exp(x) = exp(x) dx

@@ -1,0 +1,40 @@
+"""Quality as a table for the terminal, at most 80 columns wide."""
+
+from __future__ import annotations
+
+from rich.table import Table
+
+from .encoders import EncoderQuality
+from .scores import Quality
+
+
+def render(quality: Quality | EncoderQuality) -> Table:
+    """A table of value and standard error; print it with rich."""
+    table = Table("", "value", "± s.e.", title=f"{quality.tokens:,} tokens in {quality.windows} windows", min_width=48)
+    table.columns[1].justify = table.columns[2].justify = "right"
+
+    def row(name: str, value: float | None, error: float | None = None, scale: float = 1.0, unit: str = "") -> None:
+        if value is not None:
+            table.add_row(name, f"{figure(value * scale)}{unit}", "" if error is None else figure(error * scale))
+
+    if isinstance(quality, EncoderQuality):
+        row("cosine similarity, mean", quality.cosine_mean, quality.cosine_se)
+        row("cosine similarity, least", quality.cosine_min)
+        row("relative error, mean", quality.relative_error_mean, quality.relative_error_se)
+        row("relative error, greatest", quality.relative_error_max)
+        return table
+    name = "perplexity" if quality.objective == "next" else "perplexity, unmasked"
+    row(name, quality.perplexity, quality.perplexity_se)
+    row("perplexity of the reference", quality.perplexity_reference, quality.perplexity_reference_se)
+    row("loss above the reference, nats", quality.excess_nll, quality.excess_nll_se)
+    row("KL to the reference, nats", quality.kl_mean, quality.kl_se)
+    row("  median", quality.kl_median)
+    row("  99th percentile", quality.kl_p99)
+    row("  greatest", quality.kl_max)
+    row("same most likely token", quality.same_top, quality.same_top_se, 100, " %")
+    return table
+
+
+def figure(value: float) -> str:
+    """Four significant digits, without an exponent where that is readable."""
+    return f"{value:.4g}" if abs(value) < 1e-4 or abs(value) >= 1e4 else f"{value:#.4g}".rstrip(".")
