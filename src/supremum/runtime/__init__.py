@@ -1,0 +1,83 @@
+"""Runtimes: the engines that people run models in, behind one protocol.
+
+A runtime opens a finished folder or file and nothing else. Supremum measures with it and proves with it (`verify`),
+always in a process of its own. A new engine is one file and one line in `_loaders`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from ..errors import SupremumError
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What an engine can do. `formats`: targets that it opens. `activations`: what it rounds activations to."""
+
+    formats: tuple[str, ...]
+    activations: str
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Tokens per second, batch of one."""
+
+    prefill: float
+    decode: float
+
+
+class Runtime(Protocol):
+    """A loaded model."""
+
+    name: str
+    version: str
+    capabilities: Capabilities
+
+    def tokenize(self, text: str) -> list[int]:
+        """The engine's own token ids of `text`, special tokens as a plain prompt gets them."""
+
+    def logprobs(self, tokens: list[int], count: int) -> tuple[list[int], list[float]]:
+        """Ids and natural log-probabilities of the `count` likeliest next tokens, of a softmax over the vocabulary."""
+
+    def generate(self, tokens: list[int], count: int) -> list[int]:
+        """The greedy continuation, `count` ids or fewer if the model ends it."""
+
+    def speed(self, prompt: int, new: int) -> Speed:
+        """Prefill of `prompt` tokens, then `new` tokens one by one."""
+
+    def close(self) -> None:
+        """Free the model."""
+
+
+def _llama_cpp(path: Path, threads: int, context: int) -> Runtime:
+    from .llama_cpp import LlamaCpp
+
+    return LlamaCpp(path, threads, context)
+
+
+def _transformers(path: Path, threads: int, context: int) -> Runtime:
+    from .transformers import Transformers
+
+    return Transformers(path, threads, context)
+
+
+_loaders: dict[str, Callable[[Path, int, int], Runtime]] = {"llama_cpp": _llama_cpp, "transformers": _transformers}
+
+
+def names() -> list[str]:
+    """All engines, sorted."""
+    return sorted(_loaders)
+
+
+def load(name: str, path: str | Path, *, threads: int = 1, context: int = 1024) -> Runtime:
+    """Open `path` in the engine `name`, in this process. `context`: tokens that must fit.
+
+    Raises SupremumError if the engine is unknown, is not installed, or refuses the file.
+    """
+    if name not in _loaders:
+        raise SupremumError(f"There is no runtime {name!r}.", f"Choose one of: {', '.join(names())}.")
+    return _loaders[name](Path(path), threads, context)

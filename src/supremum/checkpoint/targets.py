@@ -1,0 +1,72 @@
+"""Targets: the formats that stock runtimes open, and what each of them can hold.
+
+A target answers three questions before any work is done: which codecs its runtime can run for a tensor, which tensors
+must share one codec, and how many bytes a plan will take on disk, exactly. Then it writes the files. A new target is
+one file and one line in `_factories`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ..errors import SupremumError
+
+if TYPE_CHECKING:
+    from ..codecs import Coded
+
+
+class Target(Protocol):
+    """A format that a stock runtime opens. Stateless; instances are shared."""
+
+    name: str  # "gguf", "compressed-tensors"
+    runtime: str  # the engine in supremum.runtime that proves the result: "llama_cpp", "transformers"
+
+    def codecs(self, checkpoint: Any, name: str, shape_OI: tuple[int, int]) -> list[str]:
+        """Names of the codecs that the runtime can run for this tensor; empty if it must stay as it is.
+
+        Raises CheckpointError if the target cannot hold this architecture at all.
+        """
+
+    def ties(self, checkpoint: Any) -> list[list[str]]:
+        """Groups of tensor names that must share one codec, because runtimes fuse them."""
+
+    def size(self, checkpoint: Any, plan: Mapping[str, str]) -> int:
+        """Exact bytes of all files that `write` would make under this plan (tensor name -> codec name)."""
+
+    def write(self, checkpoint: Any, coded: Mapping[str, Coded], folder: Path) -> Path:
+        """Write the files into `folder`; tensors that are not in `coded` stay as they are.
+
+        `coded` may be lazy: each key is read once, in the order of `checkpoint.tensors`. Returns the path that the
+        runtime opens.
+        """
+
+
+def _gguf() -> Target:
+    from .write_gguf import GGUFTarget
+
+    return GGUFTarget()
+
+
+def _compressed_tensors() -> Target:
+    from .write_compressed_tensors import CompressedTensorsTarget
+
+    return CompressedTensorsTarget()
+
+
+_factories: dict[str, Callable[[], Target]] = {"gguf": _gguf, "compressed-tensors": _compressed_tensors}
+
+
+def names() -> list[str]:
+    """All targets that can be written, sorted."""
+    return sorted(_factories)
+
+
+@cache
+def target(name: str) -> Target:
+    """The target called `name`. Raises SupremumError with the names that exist."""
+    if name not in _factories:
+        raise SupremumError(f"There is no target {name!r}.", f"Choose one of: {', '.join(names())}.")
+    return _factories[name]()

@@ -1,0 +1,79 @@
+"""llama.cpp, through the prebuilt wheels of `xllamacpp` (its server, called in this process).
+
+Next-token log-probabilities come from the completion endpoint: a prompt of token ids, one token to generate, `n_probs`
+candidates "before sampling", which is a softmax over the whole vocabulary. The prompt cache makes growing prefixes of
+one text cheap. Logs go to stderr.
+"""
+
+from __future__ import annotations
+
+import json
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from ..errors import SupremumError
+from . import Capabilities, Speed
+
+ERRORS_ONLY = 1  # llama.cpp's log verbosity
+
+
+class LlamaCpp:
+    """See `supremum.runtime.Runtime`."""
+
+    name = "llama_cpp"
+    capabilities = Capabilities(formats=("gguf",), activations="8 bits in blocks of 32 for quantised weights")
+
+    def __init__(self, path: Path, threads: int = 1, context: int = 1024) -> None:
+        """Load a .gguf file. Raises SupremumError if xllamacpp is missing or refuses the file."""
+        try:
+            import xllamacpp
+        except ImportError as error:
+            raise SupremumError("llama.cpp is not installed.", "Run: pip install 'supremum[gguf]'") from error
+        self.version = f"xllamacpp {xllamacpp.__version__}"
+        params = xllamacpp.CommonParams()
+        params.model.path = str(path)
+        params.n_ctx = context
+        params.n_parallel = 1
+        params.n_gpu_layers = 0
+        params.warmup = False
+        params.verbosity = ERRORS_ONLY
+        params.cpuparams.n_threads = threads
+        params.cpuparams_batch.n_threads = threads
+        try:
+            self._server: Any = xllamacpp.Server(params)
+        except RuntimeError as error:
+            raise SupremumError(f"{path}: llama.cpp cannot load it ({error})",
+                                "Its log above names the reason.") from error
+
+    def _complete(self, tokens: list[int], count: int, **options: Any) -> dict[str, Any]:
+        answer: dict[str, Any] = self._server.handle_completions(
+            {"prompt": list(tokens), "max_tokens": count, "temperature": 0, "cache_prompt": True, **options})
+        if "error" in answer:
+            raise SupremumError(f"llama.cpp refuses the prompt ({answer['error'].get('message', answer['error'])}).")
+        return answer
+
+    def tokenize(self, text: str) -> list[int]:
+        body = json.dumps({"content": text, "add_special": True, "parse_special": True}).encode()
+        request = urllib.request.Request(f"{self._server.listening_address}/tokenize", body,
+                                         {"Content-Type": "application/json"})
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # the server is this process
+        with opener.open(request, timeout=60) as reply:
+            return [int(token) for token in json.load(reply)["tokens"]]
+
+    def logprobs(self, tokens: list[int], count: int) -> tuple[list[int], list[float]]:
+        answer = self._complete(tokens, 1, n_probs=count, logprobs=1, post_sampling_probs=False)
+        top = answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
+        return [entry["id"] for entry in top], [entry["logprob"] for entry in top]
+
+    def generate(self, tokens: list[int], count: int) -> list[int]:
+        answer = self._complete(tokens, count, n_probs=1, logprobs=1)
+        return [entry["id"] for entry in answer["choices"][0]["logprobs"]["content"]]
+
+    def speed(self, prompt: int, new: int) -> Speed:
+        tokens = [1 + i % 97 for i in range(prompt)]
+        timings = self._complete(tokens, new + 1, ignore_eos=True, cache_prompt=False)["timings"]
+        return Speed(prefill=timings["prompt_per_second"], decode=timings["predicted_per_second"])
+
+    def close(self) -> None:
+        self._server = None

@@ -1,0 +1,49 @@
+"""The process in which only the stock runtime sees a finished file: `python -m supremum.runtime.probe OUT < REQUEST`.
+
+Request (JSON on stdin): runtime, path, threads, texts to tokenize, prompts (lists of token ids) with the prefix lengths
+to ask at, how many log-probabilities, and how many tokens to time. Answers go to the file OUT (.npz), not to stdout.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+
+import numpy as np
+import psutil
+
+from ..errors import SupremumError
+from . import load
+
+
+def main() -> int:
+    request = json.load(sys.stdin)
+    process = psutil.Process()
+    before = process.memory_info().rss
+    start = time.perf_counter()
+    try:
+        runtime = load(request["runtime"], request["path"], threads=request["threads"], context=request["context"])
+        load_seconds = time.perf_counter() - start
+        tokens = [runtime.tokenize(text) for text in request["texts"]]
+        ids, values = [], []
+        for prompt, lengths in zip(request["prompts"], request["lengths"], strict=True):
+            for length in lengths:
+                top, log_p = runtime.logprobs(prompt[:length], request["count"])
+                ids.append(top)
+                values.append(log_p)
+        speed = runtime.speed(*request["speed"])
+        memory = process.memory_info().rss - before
+        facts = {"version": runtime.version, "load_seconds": load_seconds, "memory": memory, "tokens": tokens,
+                 "prefill": speed.prefill, "decode": speed.decode}
+        runtime.close()
+    except SupremumError as error:
+        print(json.dumps({"cause": error.cause, "remedy": error.remedy}), file=sys.stderr)
+        return 1
+    with open(sys.argv[1], "wb") as file:
+        np.savez(file, ids=np.array(ids, np.int64), log_p=np.array(values, np.float32), facts=json.dumps(facts))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,80 @@
+"""Stock Transformers: AutoModelForCausalLM from a folder, on the CPU, in float32.
+
+In float32 the decoded weights are exact, so differences to our own decoding are those of the arithmetic alone.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import SupremumError
+from . import Capabilities, Speed
+
+
+class Transformers:
+    """See `supremum.runtime.Runtime`."""
+
+    name = "transformers"
+    capabilities = Capabilities(formats=("safetensors", "compressed-tensors"), activations="none")
+
+    def __init__(self, path: Path, threads: int = 1, context: int = 1024) -> None:
+        """Load a folder. Raises SupremumError if Transformers refuses it or finds tensors missing or left over."""
+        import transformers
+        from transformers import AutoModelForCausalLM
+
+        del context  # Transformers takes any length
+        torch.set_num_threads(threads)
+        self._path = path
+        self.version = f"transformers {transformers.__version__}"
+        try:
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                path, dtype=torch.float32, local_files_only=True, trust_remote_code=False, output_loading_info=True)
+        except ImportError as error:
+            raise SupremumError(f"{path}: {error}", "Run: pip install 'supremum[compressed-tensors]'") from error
+        except Exception as error:  # whatever a loader raises is a refusal of this folder
+            raise SupremumError(f"{path}: Transformers cannot load it ({type(error).__name__}: {error}).") from error
+        self._model: Any
+        self._model, report = loaded
+        for kind, keys in report.items():
+            if keys:
+                first = sorted(map(str, keys))[0]
+                raise SupremumError(f"{path}: Transformers reports {kind.replace('_', ' ')}, first {first}.")
+        self._model.eval()
+
+    @torch.inference_mode()
+    def _forward(self, tokens: list[int], **options: Any) -> Any:
+        return self._model(input_ids=torch.tensor([tokens]), **options)
+
+    def tokenize(self, text: str) -> list[int]:
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(self._path, local_files_only=True, trust_remote_code=False)
+        return list(tokenizer(text).input_ids)
+
+    def logprobs(self, tokens: list[int], count: int) -> tuple[list[int], list[float]]:
+        log_p_V = self._forward(tokens).logits[0, -1].float().log_softmax(-1)
+        values, ids = log_p_V.topk(min(count, log_p_V.numel()))
+        return ids.tolist(), values.tolist()
+
+    @torch.inference_mode()
+    def generate(self, tokens: list[int], count: int) -> list[int]:
+        out = self._model.generate(torch.tensor([tokens]), max_new_tokens=count, do_sample=False)
+        return out[0, len(tokens):].tolist()
+
+    def speed(self, prompt: int, new: int) -> Speed:
+        tokens = [1 + i % 97 for i in range(prompt)]
+        self._forward(tokens[:8])  # compressed weights are decoded by the first pass
+        start = time.perf_counter()
+        out = self._forward(tokens, use_cache=True)
+        prefilled = time.perf_counter()
+        for _ in range(new):
+            token = [int(out.logits[0, -1].argmax())]
+            out = self._forward(token, use_cache=True, past_key_values=out.past_key_values)
+        return Speed(prefill=prompt / (prefilled - start), decode=new / (time.perf_counter() - prefilled))
+
+    def close(self) -> None:
+        self._model = None

@@ -1,0 +1,187 @@
+"""Proof that a finished file works: the stock runtime's answers against our own decoding of the same file.
+
+In a fresh process only the runtime opens the file and gives the log-probabilities of the likeliest next tokens after
+several prefixes of a few texts. Here the file is opened as any checkpoint, decoded to float32 and asked the same. With
+p ours, q the runtime's, and all tokens below the runtime's top k pooled into one,
+
+    KL = sum_top p (ln p - ln q) + p_rest (ln p_rest - ln q_rest)         (pooling can only lower it)
+    relative error = std_top(ln q - ln p) / std_top(ln p)                 (free of the common shift)
+
+The runtime's own tokenizer must also give the tokens that the checkpoint's does.
+
+What is normal (SmolLM2-135M, 12 positions): llama.cpp rounds activations to 8 bits in blocks of 32, and keys and values
+to float16, so relative error and KL are 0.08-0.09 and 0.003-0.004 for Q8_0 and Q4_0, 0.015 and 0.0002 for bfloat16.
+One layer's unpermuted q gives 0.58 and 0.34. Transformers in float32 agrees to 1e-5. TOLERANCE lies between.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import SupremumError
+
+TEXTS = (
+    "The lighthouse keeper climbed the stairs every evening at six, lit the lamp, and wrote the weather in a book. On "
+    "the last day of March the wind came from the north, and by midnight he could no longer see the harbour.",
+    "def mean(values):\n    # The average of a list that is not empty.\n    return sum(values) / len(values)\n\n\n"
+    "print(mean([1, 2, 3, 4]))",
+    "In 1869 Dmitri Mendeleev arranged 63 known elements by weight and left gaps for those that nobody had found yet; "
+    "gallium (1875), scandium (1879) and germanium (1886) filled three of them.",
+)  # fmt: skip
+POSITIONS = 4  # prefixes of each text
+TOP = 2048  # tokens compared at each position
+SHOWN = 16  # of these, the likeliest, for the largest difference
+SPEED = (128, 32)  # tokens to prefill and to generate for the speed
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """Largest accepted mean KL (nats) and mean relative error of the log-probabilities."""
+
+    kl: float
+    error: float
+
+
+TOLERANCE = {"llama_cpp": Tolerance(0.05, 0.25), "transformers": Tolerance(1e-4, 1e-2)}
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What the runtime answered. KL in nats; memory in bytes, what loading and running added to the process."""
+
+    runtime: str
+    version: str
+    positions: int
+    top: int
+    kl_mean: float
+    kl_max: float
+    relative_error: float
+    largest_difference: float
+    same_top: float
+    same_tokens: bool | None
+    load_seconds: float
+    prefill_tokens_per_second: float
+    decode_tokens_per_second: float
+    memory: int
+    threads: int
+    seconds: float
+    passed: bool
+
+    def asdict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def verify(path: str | Path, target: Any, reference: Any = None, *, prompts: list[list[int]] | None = None,
+           threads: int | None = None, tolerance: Tolerance | None = None, timeout: float = 1800) -> Proof:
+    """Load `path` in the target's stock runtime, in a fresh process, and compare its answers with ours.
+
+    `reference`: the opened result (default: opened from `path`). `prompts`: token ids instead of the built-in texts.
+    Raises SupremumError if the runtime refuses the file, runs out of time, or answers differently.
+    """
+    start = time.perf_counter()
+    if reference is None:
+        from ..checkpoint import open_checkpoint
+
+        reference = open_checkpoint(path)
+    texts = [] if prompts else list(TEXTS)
+    expected = [list(reference.tokenizer()(text).input_ids) for text in texts]
+    prompts = prompts or expected
+    vocabulary = reference.config.vocab_size
+    lengths = [sorted({max(1, len(p) * (i + 1) // POSITIONS) for i in range(POSITIONS)}) for p in prompts]
+    request = {
+        "runtime": target.runtime, "path": str(path), "threads": threads or len(os.sched_getaffinity(0)),
+        "context": _context(reference.config, prompts), "texts": texts, "prompts": prompts, "lengths": lengths,
+        "count": min(TOP, vocabulary), "speed": _speed(reference.config),
+    }
+    ids_PK, log_q_PK, facts = probe(request, timeout)
+    log_p_PV = _ours(reference, prompts, lengths)
+    kl_P, error_P, largest, same = compare(log_p_PV, ids_PK, log_q_PK)
+    limit = tolerance or TOLERANCE[target.runtime]
+    kl, error = float(kl_P.mean()), float(error_P.mean())
+    same_tokens = facts["tokens"] == expected if texts else None
+    passed = kl <= limit.kl and error <= limit.error and same_tokens is not False
+    proof = Proof(
+        runtime=target.runtime, version=facts["version"], positions=len(kl_P), top=request["count"], kl_mean=kl,
+        kl_max=float(kl_P.max()), relative_error=error, largest_difference=largest, same_top=same,
+        same_tokens=same_tokens, load_seconds=facts["load_seconds"], prefill_tokens_per_second=facts["prefill"],
+        decode_tokens_per_second=facts["decode"], memory=facts["memory"], threads=request["threads"],
+        seconds=time.perf_counter() - start, passed=passed)
+    if not passed:
+        raise SupremumError(
+            f"{path}: {proof.version} answers differently from our decoding of the same file "
+            f"(KL {kl:.2g} of at most {limit.kl:g} nats, relative error {error:.2g} of at most {limit.error:g}, "
+            f"same top token at {same:.0%} of {len(kl_P)} positions, same token ids: {same_tokens}).",
+            "The file is not fit for use; please report this with supremum.json.")
+    return proof
+
+
+def probe(request: dict[str, Any], timeout: float) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    """Run `supremum.runtime.probe` in a fresh process: (ids (P, K) int64, log-probabilities (P, K) float32, facts)."""
+    with tempfile.TemporaryDirectory() as folder:
+        answers = Path(folder) / "answers.npz"
+        command = [sys.executable, "-m", "supremum.runtime.probe", str(answers)]
+        try:
+            done = subprocess.run(command, input=json.dumps(request), capture_output=True, text=True, timeout=timeout,
+                                  errors="replace")
+        except subprocess.TimeoutExpired as error:
+            raise SupremumError(f"{request['path']}: {request['runtime']} gave no answer in {timeout:g} s.") from error
+        if done.returncode != 0:
+            lines = [line for line in done.stderr.splitlines() if line.strip()]
+            try:
+                told = json.loads(lines[-1])
+                raise SupremumError(told["cause"], " ".join(lines[:-1][-3:]) or told["remedy"])
+            except (IndexError, ValueError, TypeError, KeyError):
+                how = f"died with signal {-done.returncode}" if done.returncode < 0 else "failed"
+                raise SupremumError(f"{request['path']}: {request['runtime']} {how}.", " ".join(lines[-3:])) from None
+        with np.load(answers, allow_pickle=False) as file:
+            return (torch.from_numpy(file["ids"]), torch.from_numpy(file["log_p"]), json.loads(str(file["facts"])))
+
+
+def compare(log_p_PV: Tensor, ids_PK: Tensor, log_q_PK: Tensor) -> tuple[Tensor, Tensor, float, float]:
+    """(KL and relative error of each position, largest difference among the likeliest, share of same top tokens)."""
+    log_p_PV, log_q_PK = log_p_PV.double(), log_q_PK.double()
+    log_p_PK = log_p_PV.gather(1, ids_PK)
+    kl_P = (log_p_PK.exp() * (log_p_PK - log_q_PK)).sum(1)
+    if ids_PK.shape[1] < log_p_PV.shape[1]:
+        tiny = torch.tensor(1e-12, dtype=torch.float64)
+        rest_p = torch.maximum(1 - log_p_PK.exp().sum(1), tiny)
+        rest_q = torch.maximum(1 - log_q_PK.exp().sum(1), tiny)
+        kl_P = kl_P + rest_p * (rest_p / rest_q).log()
+    error_P = (log_q_PK - log_p_PK).std(1) / log_p_PK.std(1).clamp_min(1e-12)
+    largest = float((log_q_PK - log_p_PK)[:, :SHOWN].abs().max())
+    same = float((log_p_PV.argmax(1) == ids_PK.gather(1, log_q_PK.argmax(1, keepdim=True))[:, 0]).double().mean())
+    return kl_P, error_P, largest, same
+
+
+@torch.inference_mode()
+def _ours(reference: Any, prompts: list[list[int]], lengths: list[list[int]]) -> Tensor:
+    """ln p (P, V) of our own decoding, in float32."""
+    model = reference.model(torch.float32)
+    rows = []
+    for prompt, ends in zip(prompts, lengths, strict=True):
+        log_p_TV = model(input_ids=torch.tensor([prompt])).logits[0].float().log_softmax(-1)
+        rows.append(log_p_TV[torch.tensor(ends) - 1])
+    return torch.cat(rows)
+
+
+def _context(config: Any, prompts: list[list[int]]) -> int:
+    longest = max(max(map(len, prompts)) + 8, sum(_speed(config)) + 8)
+    return -(-longest // 256) * 256
+
+
+def _speed(config: Any) -> tuple[int, int]:
+    """Fewer tokens where the context is short."""
+    room = getattr(config, "max_position_embeddings", 1 << 20)
+    return (min(SPEED[0], room // 2), min(SPEED[1], room // 4))
