@@ -139,3 +139,15 @@ def test_a_wish_that_k_quants_cannot_hold_keeps_its_far_end() -> None:
     straight = codec.project(scale_OG, torch.full((1, 8), -1.0))
     torch.testing.assert_close(turned.scale_OG, straight.scale_OG, rtol=1e-3, atol=0)
     torch.testing.assert_close(turned.offset_OG, straight.offset_OG, rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize(("top", "signed"), [(15, False), (63, False), (32, True), (128, True)])
+def test_sharing_twice_changes_nothing_where_float16_is_coarse(top: int, signed: bool) -> None:
+    """Wishes from far below the smallest float16 to thousands: among the subnormals, d itself moves in big steps."""
+    draw = torch.Generator().manual_seed(SEED)
+    size = 2.0 ** torch.randint(-27, 13, (60000, 1), generator=draw)
+    wish_NK = torch.randn(60000, 16, generator=draw) * size * 2.0 ** torch.randint(-8, 1, (60000, 16), generator=draw)
+    d_N, s_NK = share(wish_NK if signed else wish_NK.abs(), top, signed=signed)
+    first_NK = d_N.float()[:, None] * s_NK
+    d_N, s_NK = share(first_NK, top, signed=signed)
+    assert torch.equal(d_N.float()[:, None] * s_NK, first_NK)
