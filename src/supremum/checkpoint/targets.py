@@ -7,7 +7,7 @@ one file and one line in `_factories`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -39,9 +39,36 @@ class Target(Protocol):
     def write(self, checkpoint: Any, coded: Mapping[str, Coded], folder: Path) -> Path:
         """Write the files into `folder`; tensors that are not in `coded` stay as they are.
 
-        `coded` may be lazy: each key is read once, in the order of `checkpoint.tensors`. Returns the path that the
-        runtime opens.
+        `coded` may be lazy (`LazyCoded`): each key is read once, in the order of `checkpoint.tensors`. Returns the
+        path that the runtime opens.
         """
+
+
+class LazyCoded(Mapping[str, "Coded"]):
+    """Compressed tensors that are loaded when they are written. `plan`: tensor name -> codec name."""
+
+    def __init__(self, plan: Mapping[str, str], load: Callable[[str], Coded]) -> None:
+        self.plan = dict(plan)
+        self._load = load
+
+    def __getitem__(self, name: str) -> Coded:
+        if name not in self.plan:
+            raise KeyError(name)
+        return self._load(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.plan)
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.plan
+
+
+def plan_of(coded: Mapping[str, Coded]) -> dict[str, str]:
+    """Tensor name -> codec name, without loading anything from a `LazyCoded`."""
+    return coded.plan if isinstance(coded, LazyCoded) else {name: coded[name].codec.name for name in coded}
 
 
 def _gguf() -> Target:

@@ -40,8 +40,9 @@ class Runtime(Protocol):
     def tokenize(self, text: str) -> list[int]:
         """The engine's own token ids of `text`, special tokens as a plain prompt gets them."""
 
-    def logprobs(self, tokens: list[int], count: int) -> tuple[list[int], list[float]]:
-        """Ids and natural log-probabilities of the `count` likeliest next tokens, of a softmax over the vocabulary."""
+    def logprobs(self, tokens: list[int], lengths: list[int], count: int) -> list[tuple[list[int], list[float]]]:
+        """For each prefix of `tokens` with one of these lengths (ascending): ids and natural log-probabilities of the
+        `count` likeliest next tokens, from a softmax over the whole vocabulary."""
 
     def generate(self, tokens: list[int], count: int) -> list[int]:
         """The greedy continuation, `count` ids or fewer if the model ends it."""

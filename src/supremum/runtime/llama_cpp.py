@@ -61,10 +61,13 @@ class LlamaCpp:
         with opener.open(request, timeout=60) as reply:
             return [int(token) for token in json.load(reply)["tokens"]]
 
-    def logprobs(self, tokens: list[int], count: int) -> tuple[list[int], list[float]]:
-        answer = self._complete(tokens, 1, n_probs=count, logprobs=1, post_sampling_probs=False)
-        top = answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
-        return [entry["id"] for entry in top], [entry["logprob"] for entry in top]
+    def logprobs(self, tokens: list[int], lengths: list[int], count: int) -> list[tuple[list[int], list[float]]]:
+        out = []
+        for length in lengths:
+            answer = self._complete(tokens[:length], 1, n_probs=count, logprobs=1, post_sampling_probs=False)
+            top = answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
+            out.append(([entry["id"] for entry in top], [entry["logprob"] for entry in top]))
+        return out
 
     def generate(self, tokens: list[int], count: int) -> list[int]:
         answer = self._complete(tokens, count, n_probs=1, logprobs=1)

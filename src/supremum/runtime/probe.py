@@ -28,8 +28,7 @@ def main() -> int:
         tokens = [runtime.tokenize(text) for text in request["texts"]]
         ids, values = [], []
         for prompt, lengths in zip(request["prompts"], request["lengths"], strict=True):
-            for length in lengths:
-                top, log_p = runtime.logprobs(prompt[:length], request["count"])
+            for top, log_p in runtime.logprobs(prompt, lengths, request["count"]):
                 ids.append(top)
                 values.append(log_p)
         speed = runtime.speed(*request["speed"])

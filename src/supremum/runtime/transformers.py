@@ -55,10 +55,10 @@ class Transformers:
         tokenizer = AutoTokenizer.from_pretrained(self._path, local_files_only=True, trust_remote_code=False)
         return list(tokenizer(text).input_ids)
 
-    def logprobs(self, tokens: list[int], count: int) -> tuple[list[int], list[float]]:
-        log_p_V = self._forward(tokens).logits[0, -1].float().log_softmax(-1)
-        values, ids = log_p_V.topk(min(count, log_p_V.numel()))
-        return ids.tolist(), values.tolist()
+    def logprobs(self, tokens: list[int], lengths: list[int], count: int) -> list[tuple[list[int], list[float]]]:
+        logits_TV = self._forward(tokens).logits[0]
+        top = logits_TV[torch.tensor(lengths) - 1].log_softmax(-1).topk(min(count, logits_TV.shape[1]))
+        return list(zip(top.indices.tolist(), top.values.tolist(), strict=True))
 
     @torch.inference_mode()
     def generate(self, tokens: list[int], count: int) -> list[int]:

@@ -1,0 +1,225 @@
+"""The target `compressed-tensors`: a folder that stock Transformers loads, in the layout that vLLM reads.
+
+    config.json                        with quantization_config: one group of layers a codec, their names, what is left
+    model.safetensors                  or shards of at most 5 GB and model.safetensors.index.json
+    tokenizer and generation files     copied from a folder, made from a GGUF
+
+Format (https://github.com/vllm-project/compressed-tensors, `pack-quantized`): weights of linear layers inside the
+blocks become `weight_packed`, `weight_scale`, `weight_shape`; embeddings, heads and norms stay floats. vLLM fuses
+q/k/v and gate/up, so those share a codec (`ties`); its kernels run 4 and 8 bits, Transformers runs 2 to 8.
+
+Tensors that stay keep their stored precision. From a checkpoint whose tensors were quantised otherwise (GGUF blocks),
+they are stored in the config's 16-bit type, float16 if it names none.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from transformers import GenerationConfig
+
+from .. import codecs
+from ..codecs import Coded
+from ..errors import CheckpointError
+from ..workspace import write_atomic
+from .hf import INDEX, SINGLE, tokenizer_files
+from .safetensors_file import DTYPES
+from .targets import plan_of
+from .write_safetensors import SafetensorsWriter, Spec, measure
+
+CODEC = re.compile(r"int(\d)-(?:g(\d+)|channel)")
+VERSION = "0.20.0"  # of the layout, as compressed-tensors names it
+SHARD = 5_000_000_000  # bytes
+FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("query", "key", "value"),
+         ("q_lin", "k_lin", "v_lin"))  # fmt: skip
+
+
+class Prepared:
+    """What does not depend on the plan: the linear layers of the blocks, and the small files."""
+
+    def __init__(self, checkpoint: Any) -> None:
+        modules = dict(checkpoint.skeleton().named_modules())
+        linears = [name for name, module in modules.items() if type(module) is nn.Linear]
+        self.linears = linears
+        self.inner = {f"{name}.weight" for name in linears if re.search(r"\.\d+\.", f".{name}.")}
+        self.files: dict[str, bytes] = {}
+        if checkpoint.format == "gguf":
+            self._from_objects(checkpoint)
+        else:
+            folder = Path(checkpoint.path)
+            paths = [*tokenizer_files(folder), folder / "generation_config.json"]
+            self.files = {path.name: path.read_bytes() for path in paths if path.is_file()}
+        dtype = getattr(checkpoint.config, "dtype", None)
+        self.dtype = dtype if dtype in (torch.bfloat16, torch.float16) else torch.float16
+
+    def _from_objects(self, checkpoint: Any) -> None:
+        tokenizer = checkpoint.tokenizer()
+        with tempfile.TemporaryDirectory() as folder:
+            tokenizer.save_pretrained(folder)
+            self.files = {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir()) if path.is_file()}
+        generation = GenerationConfig(bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+                                      pad_token_id=tokenizer.pad_token_id)
+        self.files["generation_config.json"] = generation.to_json_string().encode()
+
+
+class CompressedTensorsTarget:
+    """See `supremum.checkpoint.targets.Target`."""
+
+    name = "compressed-tensors"
+    runtime = "transformers"
+
+    def __init__(self) -> None:
+        self._prepared: WeakKeyDictionary[Any, Prepared] = WeakKeyDictionary()
+
+    def _prepare(self, checkpoint: Any) -> Prepared:
+        if checkpoint not in self._prepared:
+            self._prepared[checkpoint] = Prepared(checkpoint)
+        return self._prepared[checkpoint]
+
+    def codecs(self, checkpoint: Any, name: str, shape_OI: tuple[int, int]) -> list[str]:
+        """Symmetric integers whose group divides the row, for the linear layers of the blocks."""
+        prepared = self._prepare(checkpoint)
+        if not prepared.inner:
+            found = checkpoint.config.architectures[0]
+            raise CheckpointError(f"{found} has no nn.Linear in its blocks, which is what this target compresses.",
+                                  "Use --target gguf.")
+        if name not in prepared.inner:
+            return []
+        return [n for n in codecs.names() if CODEC.fullmatch(n) and codecs.fits(codecs.get(n), shape_OI)]
+
+    def ties(self, checkpoint: Any) -> list[list[str]]:
+        """Projections of the same input that runtimes fuse into one matrix."""
+        groups: dict[tuple[str, int], list[str]] = {}
+        for name in checkpoint.tensors:
+            parent, _, leaf = name.removesuffix(".weight").rpartition(".")
+            for number, members in enumerate(FUSED):
+                if leaf in members and name in self._prepare(checkpoint).inner:
+                    groups.setdefault((parent, number), []).append(name)
+        return [names for names in groups.values() if len(names) > 1]
+
+    def size(self, checkpoint: Any, plan: Mapping[str, str]) -> int:
+        """Bytes of all files together."""
+        shards = self._shards(checkpoint, plan)
+        small = self._small_files(checkpoint, plan, shards)
+        return sum(map(len, small.values())) + sum(measure(_flat(shard)) for shard in shards.values())
+
+    def write(self, checkpoint: Any, coded: Mapping[str, Coded], folder: Path) -> Path:
+        """The folder's files, each whole or not there; config.json last. One tensor is in memory at a time.
+
+        Headers name every codec before the first tensor, so a lazy mapping should be a `LazyCoded`.
+        """
+        plan = plan_of(coded)
+        shards = self._shards(checkpoint, plan)
+        folder.mkdir(parents=True, exist_ok=True)
+        for file, modules in shards.items():
+            with SafetensorsWriter(folder / file, _flat(modules)) as out:
+                for name, specs in modules.items():
+                    for spec, value in zip(specs, self._values(checkpoint, coded, name, specs), strict=True):
+                        out.put(spec.name, value)
+        small = self._small_files(checkpoint, plan, shards)
+        for file in sorted(small, key=lambda name: (name == "config.json", name)):
+            write_atomic(folder / file, small[file])
+        return folder
+
+    def _values(self, checkpoint: Any, coded: Mapping[str, Coded], name: str, specs: list[Spec]) -> list[Tensor]:
+        if name in coded:
+            value = coded[name]
+            return [value.tensors[spec.name.rpartition(".")[2]] for spec in specs]
+        return [checkpoint.read(name).to(specs[0].dtype)]
+
+    def _shards(self, checkpoint: Any, plan: Mapping[str, str]) -> dict[str, dict[str, list[Spec]]]:
+        """File name -> state-dict key -> stored tensors; a module's tensors lie in one file."""
+        prepared = self._prepare(checkpoint)
+        wrong = sorted(plan.keys() - prepared.inner)
+        if wrong:
+            raise CheckpointError(f"{wrong[0]} is not a linear layer of the blocks; this target cannot compress it.")
+        shards: list[dict[str, list[Spec]]] = [{}]
+        filled = 0
+        for name, info in checkpoint.tensors.items():
+            specs = _packed(name, plan[name], tuple(info.shape)) if name in plan else [_kept(prepared, name, info)]
+            size = sum(spec.nbytes for spec in specs)
+            if filled and filled + size > SHARD:
+                shards.append({})
+                filled = 0
+            shards[-1][name] = specs
+            filled += size
+        if len(shards) == 1:
+            return {SINGLE: shards[0]}
+        return {f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors": shard for i, shard in enumerate(shards)}
+
+    def _small_files(self, checkpoint: Any, plan: Mapping[str, str],
+                     shards: dict[str, dict[str, list[Spec]]]) -> dict[str, bytes]:
+        prepared = self._prepare(checkpoint)
+        config = checkpoint.config.to_diff_dict()
+        config.pop("_name_or_path", None)
+        config["architectures"] = list(checkpoint.config.architectures)
+        config["dtype"] = str(prepared.dtype if checkpoint.format == "gguf" else checkpoint.config.dtype
+                              or torch.float32).removeprefix("torch.")
+        if plan:
+            config["quantization_config"] = quantization_config(prepared.linears, plan)
+        files = {"config.json": _json(config), **prepared.files}
+        if len(shards) > 1:
+            specs = {file: _flat(shard) for file, shard in shards.items()}
+            total = sum(spec.nbytes for shard in specs.values() for spec in shard)
+            weight_map = {spec.name: file for file, shard in specs.items() for spec in shard}
+            files[INDEX] = _json({"metadata": {"total_size": total}, "weight_map": weight_map})
+        return files
+
+
+def quantization_config(linears: list[str], plan: Mapping[str, str]) -> dict[str, Any]:
+    """The `quantization_config` of config.json.
+
+    `linears`: module names of all linear layers; `plan`: weight name -> codec name. When one codec covers all but some
+    layers, the group targets "Linear" and the rest are ignored, as published models do; else layers are named.
+    """
+    groups: dict[str, list[str]] = {}
+    for module in linears:
+        if f"{module}.weight" in plan:
+            groups.setdefault(plan[f"{module}.weight"], []).append(module)
+    config_groups = {}
+    for number, (codec, modules) in enumerate(sorted(groups.items())):
+        match = CODEC.fullmatch(codec)
+        assert match is not None, codec
+        bits, group = match.groups()
+        weights: dict[str, Any] = {"num_bits": int(bits), "type": "int", "symmetric": True, "dynamic": False,
+                                   "strategy": "group" if group else "channel"}
+        if group:
+            weights["group_size"] = int(group)
+        config_groups[f"group_{number}"] = {"targets": ["Linear"] if len(groups) == 1 else modules,
+                                            "weights": weights, "format": "pack-quantized"}
+    return {"quant_method": "compressed-tensors", "format": "pack-quantized", "quantization_status": "compressed",
+            "config_groups": config_groups, "ignore": [m for m in linears if f"{m}.weight" not in plan],
+            "version": VERSION}  # fmt: skip
+
+
+def _packed(name: str, codec_name: str, shape: tuple[int, ...]) -> list[Spec]:
+    """The stored tensors of a compressed matrix (O, I)."""
+    match = CODEC.fullmatch(codec_name)
+    if match is None:
+        raise CheckpointError(f"{name}: {codec_name} is not a codec of compressed-tensors.")
+    rows, columns = shape
+    groups = columns // int(match[2]) if match[2] else 1
+    module = name.removesuffix(".weight")
+    return [Spec(f"{module}.weight_packed", torch.int32, (rows, -(-columns * int(match[1]) // 32))),
+            Spec(f"{module}.weight_scale", torch.bfloat16, (rows, groups)),
+            Spec(f"{module}.weight_shape", torch.int64, (2,))]
+
+
+def _kept(prepared: Prepared, name: str, info: Any) -> Spec:
+    return Spec(name, DTYPES.get(info.kind, prepared.dtype), tuple(info.shape))
+
+
+def _flat(modules: dict[str, list[Spec]]) -> list[Spec]:
+    return [spec for specs in modules.values() for spec in specs]
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, indent=2, sort_keys=True).encode() + b"\n"
