@@ -45,6 +45,9 @@ def _options(version: Annotated[bool, typer.Option("--version", callback=_versio
 def main() -> None:
     """The console script."""
     quiet_libraries()
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal without UTF-8 shows "?" instead of failing
     try:
         app(prog_name="supremum")
     except KeyboardInterrupt:

@@ -6,24 +6,25 @@ import contextlib
 import functools
 import inspect
 import json
-import math
 import os
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from enum import Enum
 from typing import Annotated, Any, NoReturn
 
 import typer
 
 from ..errors import SupremumError
+from ..report.document import plain
+from ..report.words import one_line
 from ..sizes import parse_size
 
 FAILED, INTERRUPTED = 1, 130
 KEPT = "Finished steps are kept; the same command (without --fresh) resumes."
 
-Document = dict[str, Any]
+Document = Mapping[str, Any]
 Result = tuple[Document, Callable[[], Any]]  # what --json prints, and what prints the same for a person
 
 
@@ -108,17 +109,7 @@ def verb(examples: str, *, resumable: bool = False) -> Callable[[Callable[..., R
 
 def to_json(document: Document) -> str:
     """`document` as strict JSON: what is not a finite number becomes null."""
-
-    def clean(value: Any) -> Any:
-        if isinstance(value, float):
-            return value if math.isfinite(value) else None
-        if isinstance(value, dict):
-            return {str(k): clean(v) for k, v in value.items()}
-        if isinstance(value, list | tuple):
-            return [clean(v) for v in value]
-        return value
-
-    return json.dumps(clean(document), indent=2, allow_nan=False, default=str)
+    return json.dumps(plain(document), indent=2, allow_nan=False, default=str)
 
 
 @contextlib.contextmanager
@@ -144,12 +135,8 @@ def _fail(cause: str, remedy: str, as_json: bool, debug: bool) -> NoReturn:
     """Report a failure in one line on standard error (and as a document, when asked for) and exit with 1."""
     if debug:
         traceback.print_exc()
-    print(f"supremum: error: {_one_line(cause)} {_one_line(remedy)}".rstrip(), file=sys.stderr)
+    print(f"supremum: error: {one_line(cause)} {one_line(remedy)}".rstrip(), file=sys.stderr)
     if as_json:
         print(to_json({"error": {"cause": cause, "remedy": remedy}}))
     raise typer.Exit(FAILED) from None
 
-
-def _one_line(text: str) -> str:
-    """`text` without line breaks and control characters (file names may hold terminal escapes)."""
-    return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))

@@ -20,7 +20,7 @@ def evaluate(
         "--reference", metavar="MODEL", help="The original; with it KL and agreement are measured.")] = None,
     text: Text = None,
     tokens: Annotated[int, typer.Option("--tokens", min=64, help="Tokens to score.")] = 16384,
-    length: Annotated[int, typer.Option("--length", min=16, help="Tokens in a window.")] = 512,
+    length: Annotated[int, typer.Option("--length", min=16, help="Tokens in a window.")] = 1024,
     seed: Seed = 0,
     dtype: Dtype = Precision.auto,
     as_json: Json = False,
@@ -30,14 +30,18 @@ def evaluate(
 
     Use text that the model was not calibrated on.
     """
+    if not text:
+        raise typer.BadParameter("give text to score: --text FILE (text that the model was not calibrated on)")
     if tokens < length:
         raise typer.BadParameter(f"--tokens {tokens} is less than one window (--length {length})")
 
     from dataclasses import asdict
 
-    from ..measure import evaluate_files
-    from ..report.terminal import show_quality
+    from rich.console import Console
 
-    quality = asdict(evaluate_files(model, reference, text or [], tokens=tokens, length=length, seed=seed,
-                                    dtype=dtype.value))
-    return {"model": model, "reference": reference, "quality": quality}, lambda: show_quality(quality)
+    from ..measure import evaluate_files, render
+
+    precision = "float32" if dtype is Precision.auto else dtype.value
+    quality = evaluate_files(model, reference, text=text, tokens=tokens, length=length, seed=seed, dtype=precision)
+    document = {"model": model, "reference": reference, "quality": asdict(quality)}
+    return document, lambda: Console().print(render(quality))

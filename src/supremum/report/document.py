@@ -1,0 +1,233 @@
+"""supremum.json: everything that a run found, in one file from which its report can be drawn again.
+
+The sections are typed dictionaries, so that what is written is what is documented here. Sizes are bytes, times seconds,
+KL nats per token, bits are per weight; null stands for "not known". `validate` checks a document against these types:
+a missing field, a wrong type or another schema version is refused by its path. Unknown extra fields are allowed.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import types
+import typing
+from pathlib import Path
+from typing import Any, Literal, TypedDict, Union, get_args, get_origin, get_type_hints
+
+from ..errors import StateError
+
+SCHEMA = "supremum/1"
+FILE = "supremum.json"
+Number = Union[float, None]  # noqa: UP007  (evaluated at run time by `validate`)
+
+
+class Inputs(TypedDict):
+    """What went in. Together with `command` and `versions` it fixes the output's bytes."""
+
+    name: str  # for people: "SmolLM2-135M-Instruct"
+    model: str  # as it was given
+    format: str  # "safetensors" | "gguf" | "compressed-tensors"
+    architecture: str
+    fingerprint: str  # of config, weights and tokenizer
+    bytes: int  # of the stored weights
+    parameters: int
+    text_fingerprint: str
+    seed: int
+    options: dict[str, Any]
+
+
+class Text(TypedDict):
+    """Where the tokens came from; held-out text is never calibrated on."""
+
+    calibration: str
+    calibration_tokens: int
+    held_out: str
+    held_out_tokens: int
+
+
+class Machine(TypedDict):
+    cpu: str
+    cores: int
+    ram_bytes: int
+    os: str
+
+
+class BudgetSection(TypedDict):
+    size: int | None
+    bits: Number
+    max_kl: Number
+
+
+class Layer(TypedDict):
+    """One tensor of the plan. `share` is its part (0..1) of the predicted damage of all of them."""
+
+    name: str
+    shape: list[int]
+    codec: str
+    bits_per_weight: float
+    bytes: int
+    predicted_nats: float
+    share: float
+    reason: str
+    limit_bits: Number  # what the bound would spend here at the same KL of the whole model
+    gap_bits: Number
+
+
+class Point(TypedDict):
+    """One point of the frontier. `baseline`: another method or format, measured on the same tokens."""
+
+    bits: float
+    bytes: int | None
+    kl: float
+    kind: Literal["predicted", "measured", "limit", "baseline"]
+    label: str
+
+
+class Measured(TypedDict):
+    """`measure.Quality` on held-out text, read back from the written files."""
+
+    perplexity: float
+    perplexity_se: float
+    perplexity_reference: Number
+    kl_mean: float
+    kl_se: float
+    kl_median: float
+    kl_p99: float
+    same_top: float
+    tokens: int
+    windows: int
+
+
+class ResultSection(TypedDict):
+    target: str
+    file: str  # what the runtime opens, relative to the folder
+    bytes: int
+    budget_bytes: int | None
+    bits_per_weight: float  # of the blocks' linear layers, scales and tables included
+    predicted_kl: Number
+    measured: Measured
+    limit_kl: Number  # least KL of any code of these bits
+    limit_bits: Number  # least bits of any code of this KL
+    gap_bits: Number
+
+
+class Proof(TypedDict):
+    """A fresh process loaded the files in the stock runtime. `agreement` and `speeds` name their units in the key."""
+
+    runtime: str
+    version: str
+    passed: bool
+    agreement: dict[str, Any]
+    speeds: dict[str, Any]
+
+
+class Phase(TypedDict):
+    name: str
+    seconds: float
+    peak_rss_mb: Number
+
+
+class Sample(TypedDict):
+    prompt: str
+    original: str
+    compressed: str
+
+
+class Document(TypedDict):
+    schema: str
+    supremum_version: str
+    command: str
+    inputs: Inputs
+    text: Text
+    versions: dict[str, str]
+    machine: Machine
+    limits: dict[str, Any]  # "information" and "hardware", as `limits` reports them
+    budget: BudgetSection
+    plan: list[Layer]
+    frontier: list[Point]
+    result: ResultSection
+    proof: Proof
+    phases: list[Phase]
+    samples: list[Sample]
+    assumptions: list[str]
+
+
+def plain(value: Any) -> Any:
+    """`value` as strict JSON holds it: tuples become lists, paths strings, numbers that are not finite null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def validate(document: Any, source: str = FILE) -> Document:
+    """`document` itself, if it follows the schema. Raises StateError naming the first field that does not."""
+    if not isinstance(document, dict) or "schema" not in document:
+        raise StateError(f"{source}: not a Supremum document (no schema).", "Give the folder of a finished run.")
+    if document["schema"] != SCHEMA:
+        raise StateError(f"{source}: has schema {str(document['schema'])[:40]!r}, this version reads {SCHEMA!r}.",
+                         "Use the version of Supremum that wrote it, or run `supremum optimize` again.")
+    wrong = _mismatch(document, Document, "")
+    if wrong:
+        raise StateError(f"{source}: {wrong}.", "The file was edited or damaged; run `supremum optimize` again.")
+    return typing.cast(Document, document)
+
+
+def read_document(folder: Path) -> Document:
+    """The document of a finished run. Raises StateError when there is none or it does not follow the schema."""
+    path = folder if folder.is_file() else folder / FILE
+    if not path.is_file():
+        raise StateError(f"{folder}: holds no {FILE}.", "Give the folder that `supremum optimize --out DIR` wrote.")
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise StateError(f"{path}: not valid JSON ({error}).", "Run `supremum optimize` again.") from error
+    return validate(document, str(path))
+
+
+def encode(document: Document) -> bytes:
+    """The bytes of supremum.json. Raises StateError when `document` does not follow the schema."""
+    clean = plain(document)
+    validate(clean)
+    return (json.dumps(clean, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def _mismatch(value: Any, wanted: Any, path: str) -> str | None:
+    """What is wrong with `value` as a `wanted`, or None."""
+    origin = get_origin(wanted)
+    if wanted is Any:
+        return None
+    if origin in (Union, types.UnionType):
+        wrongs = [_mismatch(value, option, path) for option in get_args(wanted)]
+        return None if None in wrongs else wrongs[0]
+    if origin is Literal:
+        return None if value in get_args(wanted) else f"{path} is {str(value)[:40]!r}, not one of {get_args(wanted)}"
+    if typing.is_typeddict(wanted):
+        if not isinstance(value, dict):
+            return f"{path} is not an object"
+        for key, hint in get_type_hints(wanted).items():
+            where = f"{path}.{key}".lstrip(".")
+            wrong = _mismatch(value[key], hint, where) if key in value else f"{where} is missing"
+            if wrong:
+                return wrong
+        return None
+    if origin is list:
+        if not isinstance(value, list):
+            return f"{path} is not a list"
+        items = (_mismatch(item, get_args(wanted)[0], f"{path}[{i}]") for i, item in enumerate(value))
+        return next((wrong for wrong in items if wrong), None)
+    if origin is dict:
+        if not isinstance(value, dict):
+            return f"{path} is not an object"
+        items = (_mismatch(item, get_args(wanted)[1], f"{path}.{key}") for key, item in value.items())
+        return next((wrong for wrong in items if wrong), None)
+    if wanted is float:
+        ok = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    elif wanted is int:
+        ok = isinstance(value, int) and not isinstance(value, bool)
+    else:
+        ok = isinstance(value, wanted)
+    return None if ok else f"{path} is {str(value)[:40]!r}, not of type {getattr(wanted, '__name__', wanted)}"

@@ -1,0 +1,149 @@
+"""What a run found, in words and figures; the page, the model card and the terminal all take them from here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from ..sizes import format_size
+from .document import Document
+
+UNKNOWN = "n/a"
+
+
+def figure(value: float | None, digits: int = 3) -> str:
+    """`value` with `digits` significant figures and no needless exponent."""
+    if value is None or not math.isfinite(value):
+        return UNKNOWN
+    if value == 0:
+        return "0"
+    magnitude = math.floor(math.log10(abs(value)))
+    if magnitude < -4 or magnitude >= 15:
+        return f"{value:.{digits - 1}e}"
+    return f"{value:,.{max(0, digits - 1 - magnitude)}f}"
+
+
+def percent(share: float | None, digits: int = 1) -> str:
+    return UNKNOWN if share is None else f"{100 * share:.{digits}f} %"
+
+
+def seconds(value: float) -> str:
+    """"850 ms", "12.3 s", "2 min 05 s", "3 h 07 min"."""
+    if value < 1:
+        return f"{1000 * value:.0f} ms"
+    if value < 59.95:
+        return f"{value:.1f} s"
+    minutes, rest = divmod(round(value), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def plus_minus(value: float | None, error: float | None) -> str:
+    """"0.0654 ± 0.0019": the error with two significant figures, the value to the same place."""
+    if value is None or error is None or error <= 0:
+        return figure(value)
+    places = max(0, 1 - math.floor(math.log10(error)))
+    return f"{value:,.{places}f} ± {error:.{places}f}"
+
+
+def headline(document: Document) -> str:
+    """"SmolLM2-135M-Instruct: 269 MB → 80.0 MB"."""
+    return (f"{document['inputs']['name']}: {format_size(document['inputs']['bytes'])} → "
+            f"{format_size(document['result']['bytes'])}")
+
+
+def verdict(document: Document) -> str:
+    """One sentence: how far from the original, how far from the limit, and who vouches for it."""
+    result, proof = document["result"], document["proof"]
+    measured = result["measured"]
+    parts = [f"KL {plus_minus(measured['kl_mean'], measured['kl_se'])} nats a token from the original"]
+    if result["gap_bits"] is not None:
+        parts.append(f"{result['gap_bits']:.2f} bits a weight above the limit")
+    vouched = f"{'proved' if proof['passed'] else 'NOT confirmed'} in {proof['runtime']} {proof['version']}".strip()
+    return f"{', '.join(parts)}; {vouched}."
+
+
+def budget(document: Document) -> str:
+    """The budget as it was given: "80.0 MB and KL at most 0.05"."""
+    given = document["budget"]
+    parts = [] if given["size"] is None else [f"{format_size(given['size'])}"]
+    parts += [] if given["bits"] is None else [f"{figure(given['bits'])} bits a weight"]
+    parts += [] if given["max_kl"] is None else [f"KL at most {figure(given['max_kl'])}"]
+    return " and ".join(parts) or "none"
+
+
+def facts(document: Document) -> list[tuple[str, str, str]]:
+    """(label, value, what it means) of the figures that matter most."""
+    result, source = document["result"], document["inputs"]
+    measured = result["measured"]
+    rows = [
+        ("Size", format_size(result["bytes"]), f"was {format_size(source['bytes'])}, budget {budget(document)}"),
+        ("Bits a weight", figure(result["bits_per_weight"]), "linear layers of the blocks, scales included"),
+        ("KL from the original", plus_minus(measured["kl_mean"], measured["kl_se"]),
+         f"nats a token; median {figure(measured['kl_median'])}, 99th percentile {figure(measured['kl_p99'])}"),
+        ("Same next token", percent(measured["same_top"]), "positions where both models prefer the same token"),
+        ("Perplexity", plus_minus(measured["perplexity"], measured["perplexity_se"]),
+         f"was {figure(measured['perplexity_reference'], 4)}, held-out text"),
+    ]
+    if result["gap_bits"] is not None:
+        rows.append(("Above the limit", f"{result['gap_bits']:.2f} bits",
+                     f"a weight; no code of these weights has KL below {figure(result['limit_kl'])} at these bits"))
+    return rows
+
+
+def labelled(values: dict[str, Any]) -> list[tuple[str, str]]:
+    """Free-form figures ("decode_tokens_per_s": 48.1) as (words, figure)."""
+    rows = []
+    for key, value in values.items():
+        words = key.replace("_per_", "/").replace("_", " ")
+        if isinstance(value, bool):
+            rows.append((words, "yes" if value else "no"))
+        elif value is None or isinstance(value, str):
+            rows.append((words, value or UNKNOWN))
+        elif isinstance(value, int | float):
+            rows.append((words, percent(value) if key == "same_top" else figure(value)))
+    return rows
+
+
+def limit_values(tree: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
+    """Every {value, unit, kind, note} in the limits, with the words that lead to it."""
+    if isinstance(tree, dict):
+        if {"value", "unit", "kind"} <= tree.keys():
+            yield path, tree
+            return
+        for key, item in tree.items():
+            yield from limit_values(item, (*path, str(key).replace("_", " ")))
+    elif isinstance(tree, list):
+        for index, item in enumerate(tree):
+            name = item.get("name", item.get("label", index + 1)) if isinstance(item, dict) else index + 1
+            yield from limit_values(item, (*path, str(name)))
+
+
+def with_unit(value: dict[str, Any]) -> str:
+    """A limit's figure with its unit; bytes in the unit that suits them."""
+    if value["unit"] == "bytes" and value["value"] is not None:
+        return format_size(value["value"])
+    return f"{figure(value['value'])} {value['unit']}"
+
+
+def one_line(text: str) -> str:
+    """`text` on one line, without control characters (names may hold terminal escapes)."""
+    return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
+
+
+def first_difference(one: str, other: str) -> tuple[str, tuple[str, str], tuple[str, str]]:
+    """(common start, (first differing word, rest) of `one`, the same of `other`); the words are empty for equal texts.
+
+    The common start ends at a word's beginning, so that whole words are marked.
+    """
+    if one == other:
+        return one, ("", ""), ("", "")
+    length = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    while length and not one[length - 1].isspace():
+        length -= 1
+    return one[:length], _word(one[length:]), _word(other[length:])
+
+
+def _word(text: str) -> tuple[str, str]:
+    end = next((i for i, c in enumerate(text) if c.isspace()), len(text))
+    return text[:end], text[end:]

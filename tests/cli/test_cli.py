@@ -1,0 +1,161 @@
+"""The command line's contract: exit codes, pure JSON on standard output, one-line errors, examples that parse."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from supremum.cli import app
+from supremum.cli.common import KEPT, to_json
+from supremum.errors import BudgetError
+
+VERBS = ["limit", "optimize", "evaluate", "convert", "report", "doctor"]
+ANSI = re.compile(r"\x1b\[[0-9;]*m")
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The module `supremum.optimize` with every job replaced by a recorder; `engine.behaviour` decides what jobs do."""
+    seen: dict[str, Any] = {}
+
+    def job(name: str) -> Any:
+        def run(*args: Any, **options: Any) -> Any:
+            seen[name] = (args, options)
+            return module.behaviour(*args, **options)
+        return run
+
+    def no_behaviour(*args: Any, **options: Any) -> Any:
+        raise BudgetError("too small.", "Use more.")
+
+    module = SimpleNamespace(Budget=lambda **limits: limits, seen=seen, behaviour=no_behaviour,
+                             optimize=job("optimize"), convert=job("convert"), measure_limits=job("limit"))
+    monkeypatch.setitem(sys.modules, "supremum.optimize", module)
+    return module
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The real program in its own process."""
+    return subprocess.run([sys.executable, "-c", "from supremum.cli import main; main()", *arguments], text=True,
+                          capture_output=True, env={**os.environ, "COLUMNS": "100", **environment}, timeout=120)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_shows_examples_and_they_parse(verb: str, engine: Any) -> None:
+    shown = ANSI.sub("", CliRunner().invoke(app, [verb, "--help"], terminal_width=200).stdout)
+    examples = re.findall(r"^ +supremum (\S+.*?) *$", shown, re.MULTILINE)
+    assert examples and "Examples" in shown
+    for example in examples:
+        words = shlex.split(example.partition(">")[0])
+        assert words[0] == verb
+        assert CliRunner().invoke(app, words).exit_code != 2, f"wrong usage in the example: {example}"
+
+
+def test_help_is_fast_and_does_not_import_torch() -> None:
+    code = "import sys; from supremum.cli import app; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+    run("--help")  # the first one may have to write byte code
+    started = time.perf_counter()
+    assert run("--help").returncode == 0
+    assert time.perf_counter() - started < 2  # 0.3 s alone on one core; tests share the machine
+
+
+@pytest.mark.parametrize("words", [
+    ["optimise", "demo"], ["optimize", "demo", "--size", "60 elephants"], ["optimize", "demo", "--bits", "40"],
+    ["optimize", "demo", "--bits", "nan"], ["optimize", "demo", "--max-kl", "-1"], ["optimize", "demo"],
+    ["optimize", "demo", "--size", "60MB", "--target", "tape"], ["evaluate"], ["convert", "demo"],
+    ["evaluate", "demo", "--tokens", "100", "--length", "512"], ["limit", "demo", "--no-such-flag"],
+])
+def test_wrong_usage_exits_with_2_and_says_why(words: list[str], engine: Any) -> None:
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 2
+    assert result.stdout == "" and len(result.stderr) > 40
+    assert engine.seen == {}
+
+
+def test_the_budget_reaches_the_engine_in_bytes(engine: Any) -> None:
+    CliRunner().invoke(app, ["optimize", "models/llama", "--size", "60MB", "--max-kl", "0.05", "--keep", "head",
+                             "--keep", "embed", "--fresh", "--seed", "7", "--text", "a.txt", "--dtype", "float32"])
+    (model, budget), options = engine.seen["optimize"]
+    assert model == "models/llama" and budget == {"size": 60_000_000, "bits": None, "max_kl": 0.05}
+    assert options == {"target": "gguf", "text": ["a.txt"], "tokens": None, "out": Path("llama-supremum"),
+                       "keep": ["head", "embed"], "fresh": True, "seed": 7, "dtype": "float32"}
+
+
+def test_a_failure_is_one_line_with_its_remedy_and_exit_1(engine: Any) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise BudgetError("10 MB cannot\nhold \x1b[31mthis.", "The smallest feasible size is 43 MB.")
+
+    engine.behaviour = fail
+    result = CliRunner().invoke(app, ["optimize", "demo", "--size", "10MB"])
+    assert result.exit_code == 1 and result.stdout == ""
+    assert result.stderr == "supremum: error: 10 MB cannot hold ?[31mthis. The smallest feasible size is 43 MB.\n"
+    result = CliRunner().invoke(app, ["optimize", "demo", "--size", "10MB", "--json"])
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["error"]["remedy"] == "The smallest feasible size is 43 MB."
+
+
+def test_a_bug_is_one_line_and_the_traceback_comes_with_debug(engine: Any) -> None:
+    engine.behaviour = lambda *_, **__: {}["missing"]
+    result = CliRunner().invoke(app, ["limit", "demo"])
+    assert result.exit_code == 1 and result.stderr.count("\n") == 1
+    assert "internal error: KeyError: 'missing'" in result.stderr and "--debug" in result.stderr
+    for words, environment in ((["limit", "demo", "--debug"], {}), (["limit", "demo"], {"SUPREMUM_DEBUG": "1"})):
+        result = CliRunner().invoke(app, words, env=environment)
+        assert result.exit_code == 1 and "Traceback" in result.stderr
+
+
+def test_an_interrupt_exits_with_130_and_says_how_to_resume(engine: Any) -> None:
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    engine.behaviour = interrupt
+    result = CliRunner().invoke(app, ["optimize", "demo", "--size", "60MB"])
+    assert result.exit_code == 130 and KEPT in result.stderr and result.stdout == ""
+
+
+def test_json_stays_pure_when_libraries_print_even_from_c() -> None:
+    code = """if True:
+        import os, sys, types
+        def noisy(*args, **options):
+            print("a library's banner")
+            os.write(1, b"a banner from C\\n")
+            return {"kl": float("nan"), "bits": 3.5}
+        sys.modules["supremum.optimize"] = types.SimpleNamespace(measure_limits=noisy)
+        sys.argv = ["supremum", "limit", "demo", "--json"]
+        from supremum.cli import main
+        main()"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout) == {"kl": None, "bits": 3.5}
+    assert "a library's banner" in result.stderr and "a banner from C" in result.stderr
+
+
+def test_doctor_reports_versions_and_what_is_missing() -> None:
+    result = run("doctor", "--json")
+    assert result.returncode == 0, result.stderr
+    document = json.loads(result.stdout)
+    assert document["libraries"]["torch"] and document["machine"]["ram_bytes"] > 0
+    assert all(entry["installed"] or entry["install"].startswith("pip install") for entry in document["runtimes"])
+    shown = run("doctor").stdout
+    assert document["machine"]["cpu"] in shown and max(map(len, shown.splitlines()[3:])) <= 80
+
+
+def test_version() -> None:
+    from supremum import __version__
+    assert CliRunner().invoke(app, ["--version"]).stdout == f"supremum {__version__}\n"
+
+
+def test_json_is_strict() -> None:
+    assert json.loads(to_json({"a": [float("inf"), 1.5], "p": Path("x"), 3: None})) == {
+        "a": [None, 1.5], "p": "x", "3": None}

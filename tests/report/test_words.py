@@ -1,0 +1,59 @@
+"""Figures and words: rounded as a person expects, at every magnitude."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from report_sample import build
+
+from supremum.report import words
+
+
+@pytest.mark.parametrize(("value", "text"), [
+    (0.06543, "0.0654"), (4.5, "4.50"), (16384, "16,384"), (145.2, "145"), (0, "0"), (None, "n/a"), (math.nan, "n/a"),
+    (2.1e-6, "2.10e-06"), (-1.234, "-1.23"), (999.6, "1,000"),
+])
+def test_figures(value: float | None, text: str) -> None:
+    assert words.figure(value) == text
+
+
+@given(st.floats(1e-9, 1e12))
+def test_a_figure_is_within_half_a_unit_of_its_last_digit(value: float) -> None:
+    last = 10.0 ** (math.floor(math.log10(value)) - 2)
+    assert abs(float(words.figure(value).replace(",", "")) - value) <= 0.5001 * last
+
+
+@pytest.mark.parametrize(("value", "text"), [
+    (0.41, "410 ms"), (12.34, "12.3 s"), (59.97, "1 min 00 s"), (125, "2 min 05 s"), (11_220, "3 h 07 min")])
+def test_times(value: float, text: str) -> None:
+    assert words.seconds(value) == text
+
+
+def test_errors_have_two_significant_figures() -> None:
+    assert words.plus_minus(0.065432, 0.00194) == "0.0654 ± 0.0019"
+    assert words.plus_minus(24.612, 0.42) == "24.61 ± 0.42"
+    assert words.plus_minus(24.612, None) == "24.6"
+
+
+def test_the_verdict_says_when_the_proof_failed() -> None:
+    document = build()
+    assert "proved in llama.cpp" in words.verdict(document) and "1.23 bits" in words.verdict(document)
+    document["proof"]["passed"] = False
+    assert "NOT confirmed in llama.cpp" in words.verdict(document)
+
+
+@given(st.text(alphabet="ab \n", max_size=12), st.text(alphabet="ab \n", max_size=12))
+def test_the_pieces_of_a_difference_make_the_texts_again(one: str, other: str) -> None:
+    start, (word, rest), (other_word, other_rest) = words.first_difference(one, other)
+    assert (start + word + rest, start + other_word + other_rest) == (one, other)
+    if one != other:
+        assert (word, rest) != (other_word, other_rest)
+
+
+def test_limits_are_found_at_any_depth() -> None:
+    found = {path: value["value"] for path, value in words.limit_values(build()["limits"])}
+    assert found["hardware", "read bandwidth", "L2, 1 thread"] == 177
+    assert words.with_unit({"value": 2.5e9, "unit": "bytes"}) == "2.50 GB"
