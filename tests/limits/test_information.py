@@ -97,11 +97,11 @@ def test_sampled_points_span_the_curve():
 
 def test_one_whitened_layer_is_a_white_source():
     weight = torch.randn(40, 50, generator=torch.Generator().manual_seed(0))
-    s = spectrum("w", weight, torch.eye(50), torch.eye(40) * 0.1, tokens=10**6)
+    s = spectrum("w", weight, torch.eye(50), torch.eye(40) * 0.1, tokens=10**6, profile=False)
     expected = 2000 / 2 * s.weight_variance * 0.1 * 2.0**-4
     assert Curve([s]).kl_at_bits(2.0) == pytest.approx(expected)
     assert s.numbers is not None and s.numbers.gaps()["nearest"] == pytest.approx(wf.SHAPING_BITS)
-    diagonal = spectrum("w", weight, torch.ones(50), torch.full((40,), 0.1), tokens=10**6)
+    diagonal = spectrum("w", weight, torch.ones(50), torch.full((40,), 0.1), tokens=10**6, profile=False)
     assert Curve([diagonal]).kl_at_bits(2.0) == pytest.approx(expected)
     assert not diagonal.exact_output
 
@@ -109,14 +109,48 @@ def test_one_whitened_layer_is_a_white_source():
 def test_too_few_tokens_are_shrunk_and_said():
     x = torch.randn(20, 50, generator=torch.Generator().manual_seed(0))
     few = metric(x.T @ x / 20, tokens=20)
-    assert few.shrunk > 0 and float(few.eigenvalues_I.min()) > 0
+    assert few.shrunk > 0 and float(torch.linalg.eigvalsh(few.moment_II).min()) > 0
     raw = metric(x.T @ x / 20, tokens=20, shrink=False)
     assert raw.shrunk == 0 and raw.bias_bits == math.inf
     assert metric(torch.eye(50), tokens=500).shrunk == 0
     floored = metric(x.T @ x / 20, tokens=20, shrink=False, floor=1e-3)
-    assert float(floored.eigenvalues_I.min()) >= 1e-3 * float((x.T @ x / 20).diagonal().mean()) * (1 - 1e-5)
+    least = 1e-3 * float((x.T @ x / 20).diagonal().mean())
+    assert float(torch.linalg.eigvalsh(floored.moment_II).min()) == pytest.approx(least, rel=1e-3)
+    assert metric(torch.tensor([0.5, 0.0]), tokens=9, floor=0.1).moment_II.tolist() == pytest.approx([0.525, 0.025])
 
 
 def test_statistics_of_another_layer_are_refused_by_name():
     with pytest.raises(SupremumError, match=r"mlp\.up"):
         spectrum("mlp.up", torch.ones(4, 5), torch.eye(4), torch.eye(4), tokens=100)
+
+
+def test_a_variance_profile_is_part_of_the_spectrum():
+    """W = R^1/2 Z C^1/2: its limit is that of Z under the metrics that R and C make of B and S."""
+    generator = torch.Generator().manual_seed(0)
+    row, column = torch.tensor([0.25, 1.0, 4.0, 1.0]).repeat(300), torch.tensor([4.0, 0.25, 1.0]).repeat(300)
+    z = torch.randn(1200, 900, generator=generator)
+    weight = row.sqrt()[:, None] * z * column.sqrt()
+    s = spectrum("w", weight, torch.ones(900), torch.ones(1200), tokens=10**6)
+    u = torch.outer(row, column).double().flatten()
+    for bits in (1.0, 3.0):
+        limit = wf.distortion_of_rate(u, bits)
+        assert Curve([s]).kl_at_bits(bits) == pytest.approx(limit * len(u) / 2, rel=0.02)
+        assert s.gap_bits(bits + 0.25, limit) == pytest.approx(0.25, abs=0.02)
+    blind = spectrum("w", weight, torch.ones(900), torch.ones(1200), tokens=10**6, profile=False)
+    assert Curve([blind]).kl_at_bits(3.0) > 2 * Curve([s]).kl_at_bits(3.0)
+
+
+def test_rotated_metrics_with_a_profile_equal_the_dense_covariance():
+    generator = torch.Generator().manual_seed(1)
+    root_S, root_B = torch.randn(6, 6, generator=generator).double(), torch.randn(4, 4, generator=generator).double()
+    weight = torch.randn(4, 6, generator=generator)
+    moment, fisher = root_S @ root_S.T, root_B @ root_B.T
+    s = spectrum("w", weight, moment, fisher, tokens=10**6)
+    square = weight.double().square()
+    row = square.mean(1)
+    column = (square / row[:, None]).mean(0)
+    deviation = torch.kron((row / square.mean()).sqrt(), (column / column.mean()).sqrt())
+    dense = torch.kron(fisher, moment) * deviation[:, None] * deviation * square.mean()
+    assert 0.5 * 24 * wf.distortion_of_rate(torch.linalg.eigvalsh(dense), 2.0) == pytest.approx(
+        Curve([s]).kl_at_bits(2.0)
+    )

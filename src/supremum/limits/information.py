@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from scipy.optimize import brentq
@@ -31,9 +32,9 @@ ENOUGH = 10  # tokens per input feature below which S is shrunk
 
 @dataclass(frozen=True)
 class Metric:
-    """The input side of one or several layers (q, k and v share one): eigenvalues of S, ascending, and its numbers."""
+    """The input side of one or several layers (q, k and v share one): S as the limit uses it, and its numbers."""
 
-    eigenvalues_I: Tensor  # float64
+    moment_II: Tensor  # float64, shrunk; or its diagonal (I,)
     numbers: Numbers
     tokens: int
     shrunk: float  # share of mean(diag) I mixed in; 0: S as gathered
@@ -42,15 +43,17 @@ class Metric:
 
 @dataclass(frozen=True)
 class LayerSpectrum:
-    """What the limit needs of one layer. `output_eigenvalues_O`: of B, or B's diagonal (`exact_output` False)."""
+    """What the limit needs of one layer. Eigenvalues are float64; those of a diagonal B are the diagonal itself
+    (`exact_output` False), which can only overstate the bits."""
 
     name: str
     shape_OI: tuple[int, int]
     weight_variance: float  # mean square of the weights
-    input_eigenvalues_I: Tensor  # float64, of the shrunk S
-    output_eigenvalues_O: Tensor  # float64
+    input_eigenvalues_I: Tensor  # of S, its columns scaled by the weights' profile
+    output_eigenvalues_O: Tensor  # of B, likewise
     tokens: int
     exact_output: bool = True
+    row_profile_O: Tensor | None = None  # variance of each row over the mean; None: all alike
     numbers: Numbers | None = None
     shrunk: float = 0.0
     bias_bits: float = 0.0
@@ -59,9 +62,14 @@ class LayerSpectrum:
     def weights(self) -> int:
         return self.shape_OI[0] * self.shape_OI[1]
 
-    def eigenvalues(self) -> Tensor:
-        """lam_I = s^2 eig(S): the single layer's spectrum with B = I, for `waterfill`."""
-        return self.weight_variance * self.input_eigenvalues_I
+    def alone(self) -> LayerSpectrum:
+        """The same layer with B = I, for the classic layer-wise error tr(dW S dW^T)."""
+        rows = torch.ones(self.shape_OI[0], dtype=torch.float64) if self.row_profile_O is None else self.row_profile_O
+        return replace(self, output_eigenvalues_O=rows.sort().values, exact_output=True)
+
+    def gap_bits(self, bits: float, distortion: float) -> float:
+        """Bits per weight above the limit of a code with this layer-wise D = tr(dW S dW^T) / (O I)."""
+        return Curve([self.alone()]).gap_bits(bits, distortion * self.weights / 2)
 
 
 def metric(
@@ -71,46 +79,67 @@ def metric(
 
     `moment_II`: (I, I), or (I,) for a diagonal one (an embedding's token frequencies). `tokens`: inputs it was taken
     from. `shrink`: None shrinks below 10 tokens a feature (a singular S would promise KL 0 at 0 bits), else as told;
-    `mean_norm4` = E[(x . x)^2] makes it Ledoit-Wolf's own estimate. `floor`: the least eigenvalue, as a share of
-    their mean.
+    `mean_norm4` = E[(x . x)^2] makes it Ledoit-Wolf's own estimate. `floor`: share of mean(diag) added to the diagonal.
     """
-    size = len(moment_II)
-    if moment_II.ndim == 1:
-        diagonal = moment_II.double().cpu().sort().values
-        mean = float(diagonal.mean())
-        geometric = float(diagonal.log().mean().exp())
-        return Metric(diagonal.clamp(min=floor * mean), Numbers(mean, mean, mean, geometric), tokens, 0.0, 0.0)
-    moment = moment_II.double()
+    size, moment = len(moment_II), moment_II.double()
+    if moment.ndim == 1:
+        moment = moment + floor * moment.mean()
+        mean = float(moment.mean())
+        return Metric(moment, Numbers(mean, mean, mean, float(moment.log().mean().exp())), tokens, floor, 0.0)
     moment = (moment + moment.T) / 2
     mean = float(moment.diagonal().mean())
     if shrink is None:
         shrink = tokens < ENOUGH * size
     mixed = shrinkage(moment, tokens, mean_norm4=mean_norm4) if shrink else 0.0
-    if mixed:
-        moment = (1 - mixed) * moment + mixed * mean * torch.eye(size, dtype=moment.dtype, device=moment.device)
-    eigenvalues = torch.linalg.eigvalsh(moment).clamp(min=max(floor * mean, 0.0)).cpu()
+    ridge = (mixed + floor) * mean * torch.eye(size, dtype=moment.dtype, device=moment.device)
+    moment = (1 - mixed) * moment + ridge
     bias = 0.0 if mixed else sampling_bias_bits(tokens, size)
-    return Metric(eigenvalues, numbers(moment), tokens, mixed, bias)
+    return Metric(moment, numbers(moment), tokens, mixed + floor, bias)
+
+
+def _eigenvalues(form: Tensor, profile: Tensor) -> Tensor:
+    """Of P^1/2 form P^1/2, ascending, on the CPU; a diagonal form is its own."""
+    if form.ndim == 1:
+        return (form.double() * profile).cpu().clamp(min=0.0).sort().values
+    root = profile.sqrt().to(form.device)
+    form = form.double() * root[:, None] * root
+    return torch.linalg.eigvalsh((form + form.T) / 2).cpu().clamp(min=0.0)
 
 
 def spectrum(
-    name: str, weight_OI: Tensor, moment: Tensor | Metric, fisher: Tensor, *, tokens: int = 0, **options: float | None
+    name: str,
+    weight_OI: Tensor,
+    moment: Tensor | Metric,
+    fisher: Tensor,
+    *,
+    tokens: int = 0,
+    profile: bool = True,
+    **options: Any,
 ) -> LayerSpectrum:
-    """The spectrum of one layer. `fisher`: B (O, O), or its diagonal (O,), per token. `moment`: S (I, I), or a `Metric`
-    already made from it; `tokens` and `options` are those of `metric`. Raises SupremumError on shapes that disagree."""
-    side = moment if isinstance(moment, Metric) else metric(moment, tokens=tokens, **options)  # type: ignore[arg-type]
+    """The spectrum of one layer.
+
+    `moment`: S (I, I), or a `Metric` made from it. `fisher`: B (O, O), or its diagonal (O,), per token. `profile`: take
+    the weights as N(0, r_o c_i), a variance for each row and column (the limit for codes that scale rows and columns,
+    and lower); False: one variance. `tokens` and `options` go to `metric`. Raises SupremumError on shapes that disagree.
+    """
+    side = moment if isinstance(moment, Metric) else metric(moment, tokens=tokens, **options)
     shape = (int(weight_OI.shape[0]), int(weight_OI.shape[1]))
-    if (len(fisher), len(side.eigenvalues_I)) != shape:
+    if (len(fisher), len(side.moment_II)) != shape:
         raise SupremumError(
-            f"{name}: weight {shape} against S of {len(side.eigenvalues_I)} and B of {len(fisher)}",
+            f"{name}: weight {shape} against S of {len(side.moment_II)} and B of {len(fisher)}",
             "gather the statistics of this checkpoint again",
         )
-    exact = fisher.ndim == 2
-    beta = torch.linalg.eigvalsh(((fisher + fisher.T) / 2).double()) if exact else fisher.double()
-    variance = float(weight_OI.double().square().mean())
+    square = weight_OI.double().square()
+    variance = float(square.mean())
+    row, column = torch.ones(shape[0], dtype=torch.float64), torch.ones(shape[1], dtype=torch.float64)
+    if profile and variance > 0:
+        row = square.mean(1)
+        column = (square / row.clamp(min=1e-12 * variance)[:, None]).mean(0).cpu()
+        row, column = row.cpu() / variance, column / column.mean()
     return LayerSpectrum(
-        name, shape, variance, side.eigenvalues_I, beta.cpu().clamp(min=0.0).sort().values, side.tokens, exact,
-        side.numbers, side.shrunk, side.bias_bits,
+        name, shape, variance,
+        _eigenvalues(side.moment_II, column.to(side.moment_II.device)), _eigenvalues(fisher, row.to(fisher.device)),
+        side.tokens, fisher.ndim == 2, row if profile else None, side.numbers, side.shrunk, side.bias_bits,
     )  # fmt: skip
 
 
