@@ -66,8 +66,8 @@ CHAT_TEMPLATE = (
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer of VOCABULARY tokens, trained on a few deterministic sentences."""
-    nouns = "river stone teacher engine window garden letter market winter bridge copper signal".split()
-    verbs = "moves carries follows opens measures answers repairs counts crosses paints".split()
+    nouns = ["river", "stone", "teacher", "engine", "window", "garden", "letter", "market", "winter", "bridge"]
+    verbs = ["moves", "carries", "follows", "opens", "measures", "answers", "repairs", "counts", "crosses", "paints"]
     text = [f"The {a} {v} the {b} at {i * 7 % 24} o'clock, and {b} {i + j} waits for {a}s."
             for i, a in enumerate(nouns) for j, b in enumerate(reversed(nouns)) for v in verbs]  # fmt: skip
     tokenizer = Tokenizer(models.BPE())

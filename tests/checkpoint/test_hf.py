@@ -148,7 +148,8 @@ def test_tokenizer_and_chat_template(tiny_model: Callable[..., Path]) -> None:
     tokenizer = open_checkpoint(folder).tokenizer()
     expected = transformers.AutoTokenizer.from_pretrained(folder)
     assert tokenizer("The river 42.")["input_ids"] == expected("The river 42.")["input_ids"]
-    chat = tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False, add_generation_prompt=True)
+    messages = [{"role": "user", "content": "hi"}]
+    chat = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     assert chat == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
 
 
@@ -157,7 +158,7 @@ def test_tokenizer_and_chat_template(tiny_model: Callable[..., Path]) -> None:
     "{{ cycler.__init__.__globals__.os.popen('id').read() }}",
     "{% for m in messages %}{{ m.clear() }}{% endfor %}",
 ])  # fmt: skip
-def test_a_malicious_chat_template_reaches_nothing(tiny_model: Callable[..., Path], tmp_path: Path, attack: str) -> None:
+def test_malicious_chat_templates_reach_nothing(tiny_model: Callable[..., Path], tmp_path: Path, attack: str) -> None:
     folder = shutil.copytree(tiny_model("llama"), tmp_path / "model")
     (folder / "chat_template.jinja").write_text(attack)
     tokenizer = open_checkpoint(folder).tokenizer()

@@ -50,7 +50,7 @@ def exact(value: Any) -> Any:
 
 
 def read_config(path: Path, header: GGUFHeader, read: Callable[[str], Tensor]) -> PretrainedConfig:
-    """The config; `read` gives a small tensor of the file (rotary factors). Raises CheckpointError if keys are missing."""
+    """The config; `read` gives a small tensor of the file. Raises CheckpointError for missing and unknown keys."""
     arch = header.metadata.get("general.architecture")
     if not isinstance(arch, str) or arch not in ARCHITECTURES:
         raise CheckpointError(f"{path}: architecture {str(arch)[:60]!r} is not read from GGUF here.",

@@ -69,13 +69,20 @@ def open_folder(folder: Path, source: str) -> Checkpoint:
     """Open a Hugging Face folder. Raises CheckpointError naming the file and the cause."""
     settings, config = read_config(folder)
     files = weight_files(folder)
-    store: Store = SafetensorsStore([SafetensorsFile(path) for path in files])
+    plain = SafetensorsStore([SafetensorsFile(path) for path in files])
+    store: Store = plain
     format = "safetensors"
     quantization = settings.get("quantization_config")
     if quantization:
-        raise CheckpointError(
-            f"{folder / 'config.json'}: the weights are quantised already.", "Use the original model."
-        )
+        from .compressed import CompressedStore
+
+        method = quantization.get("quant_method") if isinstance(quantization, dict) else None
+        if method != "compressed-tensors":
+            raise CheckpointError(
+                f"{folder / 'config.json'}: the weights are quantised already ({str(method)[:40]}).",
+                "Use the original model.",
+            )
+        store, format = CompressedStore(plain, quantization, folder / "config.json"), method
     refuse_integers(store.entries, store)
     return Checkpoint(
         source=source,
@@ -147,7 +154,7 @@ def weight_files(folder: Path) -> list[Path]:
 def refuse_integers(entries: Mapping[str, TensorInfo], store: Store) -> None:
     """Weights of an integer type mean a quantised model whose scheme the config does not name."""
     for name, info in entries.items():
-        if name.endswith(("weight", "bias")) and not DTYPES[info.kind].is_floating_point:
+        if info.kind in DTYPES and name.endswith(("weight", "bias")) and not DTYPES[info.kind].is_floating_point:
             raise CheckpointError(
                 f"{store.file(name)}: {name} is {info.kind}, and config.json names no quantisation.",
                 "Use the original model.",
