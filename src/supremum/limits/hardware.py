@@ -27,7 +27,7 @@ from .topology import GIB, MIB, Cache, caches, home, memory_limit, processor_nam
 class Read:
     """Sustained sequential reading of one working set, over and over."""
 
-    where: str  # "L2", "L3", "memory", "between": the smallest level that holds it
+    where: str  # "L2", "L3" or "memory": the smallest level that holds it
     working_set: int  # bytes, all threads together
     threads: int
     gb_s: float  # 10^9 bytes a second, median
@@ -53,6 +53,7 @@ class Machine:
     caches: tuple[Cache, ...]
     reads: tuple[Read, ...]
     peaks: tuple[Peak, ...]
+    busy: float = 0.0  # share of the processors that was taken by others just before the measurement
 
     def bandwidth(self, working_set: int, threads: int | None = None) -> float:
         """Best bytes per second seen for reading `working_set` bytes, on a straight line in the logarithm of the size
@@ -191,6 +192,7 @@ def measure(
     if device != "cpu":
         return _measure_cuda(working_sets, size or 8192, seconds)
     known, cores, limit = caches(), usable_cores(), memory_limit()
+    busy = psutil.cpu_percent(interval=0.1) / 100
     last = known[-1].nbytes
     if working_sets is None:
         roof = max(MIB, min(2 * GIB, psutil.virtual_memory().available // 4))
@@ -205,7 +207,7 @@ def measure(
         for dtype in ("float32", "bfloat16", "int8"):
             if rate := matmul_rate(dtype, count, size=size or 512, seconds=2 * seconds):
                 peaks.append(Peak(dtype, count, rate[0] / 1e9, rate[1] / 1e9))
-    return Machine("cpu", processor_name(), cores, limit, known, tuple(reads), tuple(peaks))
+    return Machine("cpu", processor_name(), cores, limit, known, tuple(reads), tuple(peaks), busy)
 
 
 def _measure_cuda(working_sets: Sequence[int] | None, size: int, seconds: float) -> Machine:

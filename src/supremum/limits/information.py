@@ -120,7 +120,7 @@ def spectrum(
 
     `moment`: S (I, I), or a `Metric` made from it. `fisher`: B (O, O), or its diagonal (O,), per token. `profile`: take
     the weights as N(0, r_o c_i), a variance for each row and column (the limit for codes that scale rows and columns,
-    and lower); False: one variance. `tokens` and `options` go to `metric`. Raises SupremumError on shapes that disagree.
+    and lower); False: one variance. `tokens` and `options` go to `metric`. Shapes that disagree raise SupremumError.
     """
     side = moment if isinstance(moment, Metric) else metric(moment, tokens=tokens, **options)
     shape = (int(weight_OI.shape[0]), int(weight_OI.shape[1]))

@@ -261,6 +261,9 @@ def hardware_limit(
     """Ceilings and capacities for each format, context (up to the model's own) and batch."""
     kinds = list(kinds if kinds is not None else formats())
     longest = work.positions or max(contexts)
+    said = list(ASSUMPTIONS)
+    if machine.busy > 0.1:
+        said.append(f"others used {100 * machine.busy:.0f} % of the processors meanwhile: the true ceilings are higher")
     lengths = sorted({min(context, longest) for context in contexts})
     grid = [(form, context, batch) for form in kinds for context in lengths for batch in batches]
     phases = (decode, prefill) if work.causal else (prefill,)
@@ -268,5 +271,5 @@ def hardware_limit(
         machine, work,
         tuple(phase(work, machine, f, context=c, batch=b) for phase in phases for f, c, b in grid),
         tuple(capacity(work, machine, f, context=c, batch=b) for f, c, b in grid),
-        ASSUMPTIONS,
+        tuple(said),
     )  # fmt: skip

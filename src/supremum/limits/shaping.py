@@ -72,7 +72,7 @@ def entropy_coded_gap(rate: float) -> FormatGap:
     """The uniform scalar quantiser under an ideal entropy code at `rate` >= 0.3 bits; 0.2546 from 1.5 bits up."""
     step = float(brentq(lambda s: entropy_coded(s)[0] - rate, 2.0 ** (0.5 - rate), 8.0))
     got, mse = entropy_coded(step)
-    return FormatGap(f"uniform, entropy-coded, {rate:g} bit", got, mse, gaussian_gap(got, mse))
+    return FormatGap(f"entropy-coded {rate:g} bit", got, mse, gaussian_gap(got, mse))
 
 
 @cache
@@ -108,7 +108,7 @@ def clipped_uniform(bits: int) -> FormatGap:
         lambda step: _uniform_error(step, -half, half - 1, offset=0.5), bounds=(0.01, 3), method="bounded",
         options={"xatol": 1e-9},
     )  # fmt: skip
-    return FormatGap(f"uniform, clipped, {bits} bit", bits, float(best.fun), gaussian_gap(bits, float(best.fun)))
+    return FormatGap(f"clipped {bits} bit", bits, float(best.fun), gaussian_gap(bits, float(best.fun)))
 
 
 @cache
@@ -123,7 +123,7 @@ def absmax(bits: int, group: int, scale_bits: int = 16) -> FormatGap:
 
     mse = float(quad(weighted, 1e-3, 8, limit=200, epsabs=1e-10)[0])
     rate = bits + scale_bits / group
-    return FormatGap(f"INT{bits} g{group}, absmax", rate, mse, gaussian_gap(rate, mse))
+    return FormatGap(f"INT{bits} g{group} absmax", rate, mse, gaussian_gap(rate, mse))
 
 
 @cache
@@ -137,7 +137,7 @@ def searched(bits: int, group: int, scale_bits: int = 16, groups: int = 2000) ->
         best = np.minimum(best, np.square(x - codes * share * peak).mean(1))
     mse, rate = float(best.mean()), bits + scale_bits / group
     error = float(best.std()) / math.sqrt(groups) / mse / (2 * math.log(2))
-    return FormatGap(f"INT{bits} g{group}, searched scale", rate, mse, gaussian_gap(rate, mse), error)
+    return FormatGap(f"INT{bits} g{group} searched", rate, mse, gaussian_gap(rate, mse), error)
 
 
 def lattice_gap(name: str) -> float:

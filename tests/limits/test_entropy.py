@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from supremum.limits import lossless as ll
+from supremum.limits import entropy as ll
 
 
 @dataclass
