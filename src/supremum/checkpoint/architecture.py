@@ -7,6 +7,7 @@ ones. Nothing here knows a model family by name.
 
 from __future__ import annotations
 
+import copy
 import inspect
 import re
 import sys
@@ -15,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 from accelerate import init_empty_weights
 from transformers import PretrainedConfig, PreTrainedModel
@@ -96,19 +98,25 @@ def check_sizes(config: PretrainedConfig, path: Path, tensors: int) -> None:
 
 
 def build(
-    config: PretrainedConfig, path: Path, *, pooling: bool = True, cls: type[PreTrainedModel] | None = None
+    config: PretrainedConfig,
+    path: Path,
+    *,
+    pooling: bool = True,
+    real_buffers: bool = True,
+    cls: type[PreTrainedModel] | None = None,
 ) -> PreTrainedModel:
-    """The module tree with parameters on the meta device and real buffers, in eval mode.
+    """The module tree with parameters on the meta device, in eval mode.
 
-    `pooling` False leaves out the pooler of an encoder whose file has none.
+    `pooling` False leaves out the pooler of an encoder whose file has none. `real_buffers` False allocates nothing at
+    all: the shapes of an untrusted config are compared with the file's before any buffer is built from them.
     """
     cls = cls or model_class(config, path)
     options: dict[str, Any] = {}
     if not pooling and "add_pooling_layer" in inspect.signature(cls.__init__).parameters:
         options["add_pooling_layer"] = False
     try:
-        with init_empty_weights(include_buffers=False):
-            model = cls(config, **options)
+        with init_empty_weights(include_buffers=False) if real_buffers else torch.device("meta"):
+            model = cls(copy.deepcopy(config), **options)
     except Exception as error:  # whatever a config can make a constructor raise is the file's fault
         raise CheckpointError(
             f"{path}: Transformers cannot build {cls.__name__} from it ({short_reason(error)}).",
@@ -215,7 +223,7 @@ def _of_siblings(model: PreTrainedModel, names: list[str], path: Path) -> tuple[
             continue
         if cls.config_class is not type(model).config_class:
             continue
-        sibling = build(model.config, path, cls=cls)
+        sibling = build(model.config, path, cls=cls, real_buffers=False)
         expected = {n: tuple(t.shape) for n, t in sibling.state_dict().items()}
         placeholders = {n: TensorInfo(n, (), "", 0) for n in names}
         left += [n for n, c in _renamed(sibling, expected, placeholders, path).items() if c in expected]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -57,7 +56,8 @@ class Checkpoint:
         self._tokenizer: Any = None
         check_sizes(config, config_path, len(store.entries))
         self._pooling = any("pooler" in name for name in store.entries)
-        names = resolve(self.skeleton(), store.entries, path)
+        shapes = build(config, config_path, pooling=self._pooling, real_buffers=False)
+        names = resolve(shapes, store.entries, path)
         self.tensors: Mapping[str, TensorInfo] = names.tensors
         self.tied = names.tied
         self.unused = names.unused  # stored, but of a pre-training head that this architecture does not have
@@ -108,7 +108,7 @@ class Checkpoint:
 
     def skeleton(self) -> PreTrainedModel:
         """The module tree in eval mode: parameters on the meta device, buffers (rotary frequencies, ...) real."""
-        return build(copy.deepcopy(self.config), self._config_path, pooling=self._pooling)
+        return build(self.config, self._config_path, pooling=self._pooling)
 
     def materialise(self, module: nn.Module, prefix: str = "", dtype: torch.dtype | None = torch.float32) -> None:
         """Give `module`'s meta parameters their weights, in place, as `dtype` (None: as stored).

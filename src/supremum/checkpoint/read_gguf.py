@@ -41,7 +41,7 @@ class GGUFStore:
         self._place: dict[str, GGUFTensor] = {}
         self.entries: dict[str, TensorInfo] = {}
         left = dict(header.tensors)
-        for name in build(config, path).state_dict():
+        for name in build(config, path, real_buffers=False).state_dict():
             place = left.pop(self._layout.name(name), None)
             if place is None:
                 continue  # tied, or missing: `resolve` knows which
