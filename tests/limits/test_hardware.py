@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -87,3 +89,20 @@ def test_a_failing_worker_raises_instead_of_hanging():
 
     with pytest.raises(RuntimeError, match="no such kernel"):
         hardware._together([broken, lambda: None], 0.01)
+
+
+def test_a_graphics_card_is_measured_by_the_same_loops(monkeypatch):
+    """On the meta device every kernel is a shape: the path is walked, its synchronisation counted."""
+    waits: list[int] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: waits.append(1))
+    facts = SimpleNamespace(name="card", L2_cache_size=50 * MIB, total_memory=8 * 2**30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: facts)
+    assert all(rate > 0 for rate in hardware.read_rate(MIB, seconds=0.001, device="meta"))
+    assert hardware.matmul_rate("bfloat16", size=8, seconds=0.001, device="meta")
+    assert len(waits) >= 10
+    monkeypatch.setattr(hardware, "read_rate", lambda nbytes, **_: (1e9 + nbytes, 2e9 + nbytes))
+    monkeypatch.setattr(hardware, "matmul_rate", lambda dtype, **_: None if dtype == "int8" else (1e12, 2e12))
+    found = hardware.measure("cuda")
+    assert found.name == "card" and [r.where for r in found.reads] == ["L2", "memory", "memory"]
+    assert [p.dtype for p in found.peaks] == ["float32", "bfloat16", "float16"]
+    assert found.memory_bytes == 8 * 2**30

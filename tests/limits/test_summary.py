@@ -81,6 +81,7 @@ def test_every_number_has_its_kind(full):
     mean = sum(row.bits * math.prod(row.shape) for row in info.layers) / info.weights
     assert mean == pytest.approx(info.bits_at_kl["0.05"].value)
     assert any("12.0 tokens" in line for line in info.assumptions)
+    assert any("negentropy" in line for line in info.assumptions)
     assert any("diagonal" in line for line in info.assumptions)
     assert any("50 %" in line for line in full.hardware.assumptions)
 

@@ -54,7 +54,7 @@ def limits(
     kinds = formats()
     if all(abs(kind.bits - entropy.stored_bits) > 0.01 * kind.bits for kind in kinds):
         like = min(kinds, key=lambda kind: abs(kind.bits - entropy.stored_bits))
-        kinds.insert(0, Format("as stored", entropy.stored_bits, like.dtypes))
+        kinds = sorted([*kinds, Format("as stored", entropy.stored_bits, like.dtypes)], key=lambda kind: -kind.bits)
     machine = machine or measure("cuda" if torch.cuda.is_available() else "cpu")
     physical = hardware_limit(work, machine, kinds=kinds)
     layers = tuple(statistics or ())

@@ -25,6 +25,7 @@ from scipy.optimize import brentq
 from torch import Tensor
 
 from ..errors import SupremumError
+from .entropy import negentropy_bits
 from .waterfill import Numbers, numbers, sampling_bias_bits, shrinkage
 
 ENOUGH = 10  # tokens per input feature below which S is shrunk
@@ -57,6 +58,7 @@ class LayerSpectrum:
     numbers: Numbers | None = None
     shrunk: float = 0.0
     bias_bits: float = 0.0
+    negentropy: float = 0.0  # bits per weight by which these weights are easier than Gaussian ones at high rate
 
     @property
     def weights(self) -> int:
@@ -140,6 +142,7 @@ def spectrum(
         name, shape, variance,
         _eigenvalues(side.moment_II, column.to(side.moment_II.device)), _eigenvalues(fisher, row.to(fisher.device)),
         side.tokens, fisher.ndim == 2, row if profile else None, side.numbers, side.shrunk, side.bias_bits,
+        negentropy_bits(weight_OI)[0],
     )  # fmt: skip
 
 

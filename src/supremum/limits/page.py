@@ -52,13 +52,13 @@ def _table(title: str, kind: Kind | None, *columns: str, left: int = 1) -> Table
     return table
 
 
-def _bits(info: InformationLimit) -> Table:
+def _bits(info: InformationLimit, total: int) -> Table:
     table = _table("Bits per weight", None, "", "bits", "size", "how")
     rows = [("stored", info.stored), ("without changing a weight", info.lossless)]
     rows += [(f"at KL {kl} nats/token, at least", value) for kl, value in info.bits_at_kl.items()]
     for name, value in rows:
         if value:
-            covered = size(value.value * info.weights / 8) if info.weights else ""
+            covered = size(value.value * (info.weights or total) / 8)
             table.add_row(name, f"{value.value:.2f}", covered, how(value.kind))
     for name, value in info.gap_of_file.items():
         text = {"lossless": "the file spends beyond lossless", "reached": "the file spends beyond its limit"}
@@ -192,7 +192,8 @@ def render(limits: Limits) -> RenderableType:
     """Everything as one rich renderable for 80 columns."""
     info, hard = limits.information, limits.hardware
     head = f"[bold]{escape(limits.source)}[/]\n{limits.weights:,} weights, {limits.format}, {size(limits.stored_bytes)}"
-    parts: list[RenderableType] = [Panel(head, title="limits", width=WIDTH, box=box.ROUNDED), _bits(info)]
+    title = Panel(head, title="limits", width=WIDTH, box=box.ROUNDED)
+    parts: list[RenderableType] = [title, _bits(info, limits.weights)]
     if info.curve:
         parts += [_curve(info), _layers(info.layers)]
     parts += [_formats(info), *_machine(hard)]

@@ -31,6 +31,7 @@ class LayerLimit:
     tokens: int
     shrunk: float
     bias_bits: float
+    negentropy: float  # bits per weight (estimate)
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def layer_rows(curve: Curve, kl: float = 0.05) -> tuple[LayerLimit, ...]:
         three = (own.mean_diagonal, own.mean_pivot, own.geometric_mean) if own else (math.nan,) * 3
         gaps = own.gaps() if own else {}
         out.append(LayerLimit(layer.name, layer.shape_OI, bits, share / sum(shares), *three, gaps,
-                              layer.tokens, layer.shrunk, layer.bias_bits))  # fmt: skip
+                              layer.tokens, layer.shrunk, layer.bias_bits, layer.negentropy))  # fmt: skip
     return tuple(out)
 
 
@@ -86,6 +87,8 @@ def assumptions(curve: Curve) -> tuple[str, ...]:
     bias = sum(layer.weights * layer.bias_bits for layer in layers if not layer.shrunk) / curve.weights
     if math.isfinite(bias) and bias > 0.005:
         said.append(f"S from so many tokens reads {bias:.2f} bit too low on the mean; not corrected")
+    easier = sum(layer.weights * layer.negentropy for layer in layers) / curve.weights
+    said.append(f"the weights are {max(0.0, easier):.3f} bit easier than Gaussian ones (negentropy); not subtracted")
     diagonal = sum(not layer.exact_output for layer in layers)
     if diagonal:
         said.append(f"output Fisher of {diagonal} layers by its diagonal, which can only overstate their bits")
