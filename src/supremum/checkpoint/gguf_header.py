@@ -55,8 +55,11 @@ class GGUFTensor:
 
 @dataclass(frozen=True)
 class GGUFHeader:
+    """`spans`: where each key-value pair lies in the file, (begin, end) in bytes."""
+
     metadata: dict[str, Any]
     tensors: dict[str, GGUFTensor]
+    spans: dict[str, tuple[int, int]]
 
 
 class _Cursor:
@@ -139,13 +142,16 @@ def read_header(path: Path) -> GGUFHeader:
             raise cursor.refuse(f"claims {tensors} tensors and {pairs} pairs")
         cursor.need(13 * pairs + 24 * tensors, f"a header of {pairs} pairs and {tensors} tensors")
         metadata: dict[str, Any] = {}
+        spans: dict[str, tuple[int, int]] = {}
         for number in range(pairs):
+            begin = cursor.at
             key = cursor.string(MAX_KEY, f"key {number}")
             if not key or key in metadata:
                 raise cursor.refuse(f"the key {key!r} " + ("appears twice" if key else "is empty"))
             metadata[key] = cursor.value(cursor.unsigned(4, f"the type of {key}"), key)
+            spans[key] = (begin, cursor.at)
         raw = [_tensor(cursor, number) for number in range(tensors)]
-        return GGUFHeader(metadata, _placed(cursor, metadata, raw))
+        return GGUFHeader(metadata, _placed(cursor, metadata, raw), spans)
 
 
 def _tensor(cursor: _Cursor, number: int) -> GGUFTensor:

@@ -130,8 +130,10 @@ def _add_rope_scaling(writer: GGUFWriter, config: Any, rope: dict[str, Any]) -> 
         if factor is None:
             factor = math.sqrt(1 + math.log(scale) / math.log(original)) if scale > 1 else 1.0
         writer.add_rope_scaling_attn_factors(float(factor))
+    elif kind == "llama3":  # llama.cpp reads the tensor alone; the length lets a reader recover the parameters
+        writer.add_rope_scaling_orig_ctx_len(int(rope["original_max_position_embeddings"]))
     else:
-        _require(kind in ("default", "llama3"), config, "rope_type", kind)
+        _require(kind == "default", config, "rope_type", kind)
 
 
 def rope_tensors(config: Any) -> dict[str, Tensor]:

@@ -10,6 +10,8 @@ the same architecture, untouched tensors and all keys are copied byte for byte.
 
 from __future__ import annotations
 
+import re
+import struct
 import tempfile
 from collections import Counter
 from collections.abc import Mapping
@@ -27,11 +29,13 @@ from .. import codecs
 from ..codecs import Coded
 from ..errors import CheckpointError
 from ..workspace import replacing
+from .gguf_header import read_header
 from .gguf_layout import Layout
 from .gguf_metadata import add_hyperparameters, rope_tensors
 from .gguf_vocabulary import add_vocabulary
 
 FILE = "model.gguf"
+PAIRS_AT = 16  # byte of the header that counts the keys; they follow
 FLOATS = {"BF16": Kind.BF16, "F16": Kind.F16, "F32": Kind.F32}
 # general.file_type (llama.cpp, include/llama.h): a label for people, by the commonest type.
 FILE_TYPES = {
@@ -39,8 +43,8 @@ FILE_TYPES = {
     "Q5_K": 17, "Q6_K": 18, "IQ2_XXS": 19, "IQ2_XS": 20, "IQ3_XXS": 23, "IQ1_S": 24, "IQ4_NL": 25, "IQ3_S": 26,
     "IQ2_S": 28, "IQ4_XS": 30, "IQ1_M": 31, "BF16": 32, "TQ1_0": 36, "TQ2_0": 37, "MXFP4": 38,
 }  # fmt: skip
-OWN_KEYS = ("general.file_type", "general.quantization_version", "general.quantized_by", "general.alignment",
-            "general.architecture", "quantize.", "split.", "GGUF.")
+OWN_KEYS = ("general.file_type", "general.quantization_version", "general.quantized_by", "general.alignment", "quantize.",
+            "split.")
 
 
 @dataclass(frozen=True)
@@ -63,49 +67,44 @@ class Prepared:
 
     def __init__(self, checkpoint: Any) -> None:
         self.layout = Layout(checkpoint.config)
-        self.original = gguf.GGUFReader(checkpoint.path) if checkpoint.format == "gguf" else None
-        self.raw = {t.name: t for t in self.original.tensors} if self.original else {}
-        entries = []
+        self.path = Path(checkpoint.path)
+        original = read_header(self.path) if checkpoint.format == "gguf" else None
+        self.raw = dict(original.tensors) if original else {}
+        self.entries = []
         for name, info in checkpoint.tensors.items():
             place = self.layout.name(name)
             shape = self.layout.shape(name, tuple(info.shape))
-            entries.append(Entry(place, name, shape, self._kind(info, place)))
-        self.extra = {} if self.original else {k: v.numpy() for k, v in rope_tensors(checkpoint.config).items()}
-        for place, tensor in self.raw.items():
-            if place not in {e.name for e in entries}:
-                self.extra[place] = tensor.data
-        for place, data in self.extra.items():
-            kind = self.raw[place].tensor_type if place in self.raw else Kind.F32
-            shape = tuple(int(n) for n in reversed(self.raw[place].shape)) if place in self.raw else data.shape
-            entries.append(Entry(place, "", shape, kind))
-        self.entries = entries
-        self._keys = self._collect(checkpoint)
+            self.entries.append(Entry(place, name, shape, self._kind(info, place)))
+        self.extra = {} if original else {k: v.numpy() for k, v in rope_tensors(checkpoint.config).items()}
+        self.entries += [Entry(place, "", value.shape, Kind.F32) for place, value in self.extra.items()]
+        known = {entry.name for entry in self.entries}
+        self.entries += [Entry(t.name, "", t.shape, t.type) for t in self.raw.values() if t.name not in known]
+        writer = gguf.GGUFWriter(None, self.layout.arch)
+        self._copied: list[bytes] = []
+        if original:
+            writer.kv_data = [{}]
+            with self.path.open("rb") as file:
+                for key, (begin, end) in original.spans.items():
+                    if not key.startswith(OWN_KEYS):
+                        file.seek(begin)
+                        self._copied.append(file.read(end - begin))
+        else:
+            writer.add_type(gguf.GGUFType.MODEL)
+            writer.add_name(_model_name(checkpoint))
+            add_hyperparameters(writer, checkpoint.config)
+            add_vocabulary(writer, checkpoint.tokenizer(), checkpoint.config.vocab_size, checkpoint.source)
+        writer.add_quantized_by("Supremum")
+        writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+        self._keys = writer.kv_data[0]
         self.header = len(self.head(self.entries))
 
     def _kind(self, info: Any, place: str) -> Kind:
         """The type of a tensor that stays as it is."""
         if place in self.raw:
-            return self.raw[place].tensor_type
+            return self.raw[place].type
         if len(info.shape) < 2 or place.startswith("position_embd"):
             return Kind.F32
         return FLOATS.get(info.kind, Kind.F32)  # decoded from other formats: exact in float32
-
-    def _collect(self, checkpoint: Any) -> dict[str, Any]:
-        writer = gguf.GGUFWriter(None, self.layout.arch)
-        if self.original is None:
-            writer.add_type(gguf.GGUFType.MODEL)
-            writer.add_name(Path(checkpoint.source).name)
-            add_hyperparameters(writer, checkpoint.config)
-            add_vocabulary(writer, checkpoint.tokenizer(), checkpoint.config.vocab_size, checkpoint.source)
-        else:
-            for key, field in self.original.fields.items():
-                if not key.startswith(OWN_KEYS):
-                    kind = field.types[0]
-                    nested = field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
-                    writer.add_key_value(key, field.contents(), kind, nested)
-        writer.add_quantized_by("Supremum")
-        writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-        return writer.kv_data[0]
 
     def plan(self, chosen: Mapping[str, str]) -> list[Entry]:
         """The file's tensors when `chosen` (state-dict key -> codec name) are compressed."""
@@ -127,8 +126,11 @@ class Prepared:
             writer.write_kv_data_to_file()
             writer.write_ti_data_to_file()
             writer.close()
-            header = path.read_bytes()
-        return header + bytes(_padded(len(header)) - len(header))
+            header = bytearray(path.read_bytes())
+        (pairs,) = struct.unpack_from("<Q", header, PAIRS_AT)
+        struct.pack_into("<Q", header, PAIRS_AT, pairs + len(self._copied))
+        header[PAIRS_AT + 8 : PAIRS_AT + 8] = b"".join(self._copied)
+        return bytes(header) + bytes(_padded(len(header)) - len(header))
 
 
 class GGUFTarget:
@@ -197,10 +199,20 @@ class GGUFTarget:
         return replace(entry, kind=Kind[coded.codec.name]), (rows_OB if order is None else rows_OB[order]).numpy()
 
 
+def _model_name(checkpoint: Any) -> str:
+    """The folder's name. llama.cpp patches the special tokens of a model called phi3 and dies if it lacks them."""
+    name = Path(checkpoint.source).name
+    vocabulary = checkpoint.tokenizer().get_vocab()
+    if re.search("phi-?3", name.lower()) and not {"</s>", "<s>", "<unk>", "<|endoftext|>"} <= vocabulary.keys():
+        return "Phi"
+    return name
+
+
 def _unchanged(checkpoint: Any, prepared: Prepared, entry: Entry) -> np.ndarray:
     """The bytes of a tensor that stays as it is."""
     if entry.name in prepared.raw:
-        return prepared.raw[entry.name].data
+        place = prepared.raw[entry.name]
+        return np.fromfile(prepared.path, np.uint8, place.nbytes, offset=place.offset)
     if not entry.source:
         return prepared.extra[entry.name]
     value = prepared.layout.arrange(entry.source, checkpoint.read(entry.source)).contiguous()

@@ -1,8 +1,8 @@
 """llama.cpp, through the prebuilt wheels of `xllamacpp` (its server, called in this process).
 
 Next-token log-probabilities come from the completion endpoint: a prompt of token ids, one token to generate, `n_probs`
-candidates "before sampling", which is a softmax over the whole vocabulary. The prompt cache makes growing prefixes of
-one text cheap. Logs go to stderr.
+candidates "before sampling", which is a softmax over the whole vocabulary, free of biases. The prompt cache makes
+growing prefixes of one text cheap. Logs go to stderr.
 """
 
 from __future__ import annotations
@@ -53,25 +53,31 @@ class LlamaCpp:
             raise SupremumError(f"llama.cpp refuses the prompt ({answer['error'].get('message', answer['error'])}).")
         return answer
 
-    def tokenize(self, text: str) -> list[int]:
-        body = json.dumps({"content": text, "add_special": True, "parse_special": True}).encode()
-        request = urllib.request.Request(f"{self._server.listening_address}/tokenize", body,
+    def _post(self, endpoint: str, body: dict[str, Any]) -> Any:
+        """llama.cpp's own endpoints, which the bindings reach over the loopback interface only."""
+        request = urllib.request.Request(f"{self._server.listening_address}/{endpoint}", json.dumps(body).encode(),
                                          {"Content-Type": "application/json"})
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # the server is this process
-        with opener.open(request, timeout=60) as reply:
-            return [int(token) for token in json.load(reply)["tokens"]]
+        with opener.open(request) as reply:
+            return json.load(reply)
+
+    def tokenize(self, text: str) -> list[int]:
+        tokens = self._post("tokenize", {"content": text, "add_special": True, "parse_special": True})["tokens"]
+        return [int(token) for token in tokens]
 
     def logprobs(self, tokens: list[int], lengths: list[int], count: int) -> list[tuple[list[int], list[float]]]:
+        # nothing is reported for a sampled token that ends the text or is part of a character: sample a plain one
+        plain = self._post("tokenize", {"content": "a", "add_special": False})["tokens"][-1]
         out = []
         for length in lengths:
-            answer = self._complete(tokens[:length], 1, n_probs=count, logprobs=1, post_sampling_probs=False)
+            answer = self._complete(tokens[:length], 1, n_probs=count, logprobs=1, logit_bias=[[plain, 1e3]])
             top = answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
             out.append(([entry["id"] for entry in top], [entry["logprob"] for entry in top]))
         return out
 
     def generate(self, tokens: list[int], count: int) -> list[int]:
-        answer = self._complete(tokens, count, n_probs=1, logprobs=1)
-        return [entry["id"] for entry in answer["choices"][0]["logprobs"]["content"]]
+        body = {"prompt": list(tokens), "n_predict": count, "temperature": 0, "return_tokens": True}
+        return [int(token) for token in self._post("completion", body)["tokens"]]
 
     def speed(self, prompt: int, new: int) -> Speed:
         tokens = [1 + i % 97 for i in range(prompt)]

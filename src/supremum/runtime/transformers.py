@@ -1,6 +1,8 @@
-"""Stock Transformers: AutoModelForCausalLM from a folder, on the CPU, in float32.
+"""Stock Transformers: `from_pretrained` of a folder, on the CPU, in float32.
 
-In float32 the decoded weights are exact, so differences to our own decoding are those of the arithmetic alone.
+In float32 the decoded weights are exact, so differences to our own decoding are those of the arithmetic alone. Decoders
+load by AutoModelForCausalLM, encoders by the class that their config names; an encoder without a vocabulary head
+answers with a softmax over its last hidden state, which is as good for a comparison.
 """
 
 from __future__ import annotations
@@ -15,6 +17,21 @@ from ..errors import SupremumError
 from . import Capabilities, Speed
 
 
+def answers(output: Any) -> torch.Tensor:
+    """Logits (B, T, V) of a model's output, or the last hidden state (B, T, E) of one without a head; float32."""
+    found = output.get("logits")
+    return (output.last_hidden_state if found is None else found).float()
+
+
+def _loader(path: Path) -> Any:
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    name = (config.architectures or ["?"])[0]
+    causal = name.endswith(("ForCausalLM", "LMHeadModel"))
+    return transformers.AutoModelForCausalLM if causal else getattr(transformers, name)
+
+
 class Transformers:
     """See `supremum.runtime.Runtime`."""
 
@@ -24,14 +41,13 @@ class Transformers:
     def __init__(self, path: Path, threads: int = 1, context: int = 1024) -> None:
         """Load a folder. Raises SupremumError if Transformers refuses it or finds tensors missing or left over."""
         import transformers
-        from transformers import AutoModelForCausalLM
 
         del context  # Transformers takes any length
         torch.set_num_threads(threads)
         self._path = path
         self.version = f"transformers {transformers.__version__}"
         try:
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = _loader(path).from_pretrained(
                 path, dtype=torch.float32, local_files_only=True, trust_remote_code=False, output_loading_info=True)
         except ImportError as error:
             raise SupremumError(f"{path}: {error}", "Run: pip install 'supremum[compressed-tensors]'") from error
@@ -56,7 +72,7 @@ class Transformers:
         return list(tokenizer(text).input_ids)
 
     def logprobs(self, tokens: list[int], lengths: list[int], count: int) -> list[tuple[list[int], list[float]]]:
-        logits_TV = self._forward(tokens).logits[0]
+        logits_TV = answers(self._forward(tokens))[0]
         top = logits_TV[torch.tensor(lengths) - 1].log_softmax(-1).topk(min(count, logits_TV.shape[1]))
         return list(zip(top.indices.tolist(), top.values.tolist(), strict=True))
 
@@ -69,6 +85,9 @@ class Transformers:
         tokens = [1 + i % 97 for i in range(prompt)]
         self._forward(tokens[:8])  # compressed weights are decoded by the first pass
         start = time.perf_counter()
+        if not self._model.can_generate():
+            self._forward(tokens)
+            return Speed(prefill=prompt / (time.perf_counter() - start), decode=0.0)
         out = self._forward(tokens, use_cache=True)
         prefilled = time.perf_counter()
         for _ in range(new):

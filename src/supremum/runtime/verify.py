@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 
 from ..errors import SupremumError
+from .transformers import answers
 
 TEXTS = (
     "The lighthouse keeper climbed the stairs every evening at six, lit the lamp, and wrote the weather in a book. On "
@@ -97,13 +98,13 @@ def verify(path: str | Path, target: Any, reference: Any = None, *, prompts: lis
         reference = open_checkpoint(path)
     texts = [] if prompts else list(TEXTS)
     expected = [list(reference.tokenizer()(text).input_ids) for text in texts]
-    prompts = prompts or expected
-    vocabulary = reference.config.vocab_size
+    room = getattr(reference.config, "max_position_embeddings", 1 << 20) - 8
+    prompts = [prompt[:room] for prompt in prompts or expected]
     lengths = [sorted({max(1, len(p) * (i + 1) // POSITIONS) for i in range(POSITIONS)}) for p in prompts]
     request = {
         "runtime": target.runtime, "path": str(path), "threads": threads or len(os.sched_getaffinity(0)),
         "context": _context(reference.config, prompts), "texts": texts, "prompts": prompts, "lengths": lengths,
-        "count": min(TOP, vocabulary), "speed": _speed(reference.config),
+        "count": min(TOP, reference.config.vocab_size), "speed": _speed(reference.config),
     }
     ids_PK, log_q_PK, facts = probe(request, timeout)
     log_p_PV = _ours(reference, prompts, lengths)
@@ -113,7 +114,7 @@ def verify(path: str | Path, target: Any, reference: Any = None, *, prompts: lis
     same_tokens = facts["tokens"] == expected if texts else None
     passed = kl <= limit.kl and error <= limit.error and same_tokens is not False
     proof = Proof(
-        runtime=target.runtime, version=facts["version"], positions=len(kl_P), top=request["count"], kl_mean=kl,
+        runtime=target.runtime, version=facts["version"], positions=len(kl_P), top=ids_PK.shape[1], kl_mean=kl,
         kl_max=float(kl_P.max()), relative_error=error, largest_difference=largest, same_top=same,
         same_tokens=same_tokens, load_seconds=facts["load_seconds"], prefill_tokens_per_second=facts["prefill"],
         decode_tokens_per_second=facts["decode"], memory=facts["memory"], threads=request["threads"],
@@ -138,15 +139,20 @@ def probe(request: dict[str, Any], timeout: float) -> tuple[Tensor, Tensor, dict
         except subprocess.TimeoutExpired as error:
             raise SupremumError(f"{request['path']}: {request['runtime']} gave no answer in {timeout:g} s.") from error
         if done.returncode != 0:
-            lines = [line for line in done.stderr.splitlines() if line.strip()]
-            try:
-                told = json.loads(lines[-1])
-                raise SupremumError(told["cause"], " ".join(lines[:-1][-3:]) or told["remedy"])
-            except (IndexError, ValueError, TypeError, KeyError):
-                how = f"died with signal {-done.returncode}" if done.returncode < 0 else "failed"
-                raise SupremumError(f"{request['path']}: {request['runtime']} {how}.", " ".join(lines[-3:])) from None
+            raise _failure(request, done.returncode, [line for line in done.stderr.splitlines() if line.strip()])
         with np.load(answers, allow_pickle=False) as file:
             return (torch.from_numpy(file["ids"]), torch.from_numpy(file["log_p"]), json.loads(str(file["facts"])))
+
+
+def _failure(request: dict[str, Any], code: int, lines: list[str]) -> SupremumError:
+    """What went wrong in the probe: its own report, with the first errors that the engine logged before it."""
+    try:
+        told = json.loads(lines[-1])
+        logged = [line for line in lines[:-1] if "error" in line.lower()]
+        return SupremumError(told["cause"], " ".join(logged[:2]) or told["remedy"])
+    except (IndexError, ValueError, TypeError, KeyError):
+        how = f"died of signal {-code}" if code < 0 else "failed"
+        return SupremumError(f"{request['path']}: {request['runtime']} {how}.", " ".join(lines[-3:]))
 
 
 def compare(log_p_PV: Tensor, ids_PK: Tensor, log_q_PK: Tensor) -> tuple[Tensor, Tensor, float, float]:
@@ -171,7 +177,7 @@ def _ours(reference: Any, prompts: list[list[int]], lengths: list[list[int]]) ->
     model = reference.model(torch.float32)
     rows = []
     for prompt, ends in zip(prompts, lengths, strict=True):
-        log_p_TV = model(input_ids=torch.tensor([prompt])).logits[0].float().log_softmax(-1)
+        log_p_TV = answers(model(input_ids=torch.tensor([prompt])))[0].log_softmax(-1)
         rows.append(log_p_TV[torch.tensor(ends) - 1])
     return torch.cat(rows)
 
