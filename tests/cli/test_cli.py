@@ -130,7 +130,7 @@ def test_json_stays_pure_when_libraries_print_even_from_c() -> None:
         def noisy(*args, **options):
             print("a library's banner")
             os.write(1, b"a banner from C\\n")
-            return {"kl": float("nan"), "bits": 3.5}
+            return types.SimpleNamespace(to_dict=lambda: {"kl": float("nan"), "bits": 3.5})
         sys.modules["supremum.optimize"] = types.SimpleNamespace(measure_limits=noisy)
         sys.argv = ["supremum", "limit", "demo", "--json"]
         from supremum.cli import main

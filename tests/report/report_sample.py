@@ -36,13 +36,7 @@ def build() -> dict[str, Any]:
                  "held_out_tokens": 16384},
         "versions": {"python": "3.11.7", "torch": "2.13.0", "transformers": "5.23.0", "gguf": "0.19.0"},
         "machine": {"cpu": "AMD EPYC, 2 cores", "cores": 2, "ram_bytes": 25_300_000_000, "os": "Linux-6.18-x86_64"},
-        "limits": {"information": {"bits_at_kl_0.05": _value(3.02, "bits/weight", "bound", "Gaussian weights, K-FAC"),
-                                   "entropy_of_stored_weights": _value(10.9, "bits/weight", "measured")},
-                   "hardware": {"read_bandwidth": {"L2, 1 thread": _value(177, "GB/s", "measured"),
-                                                   "L3, 2 threads": _value(56.4, "GB/s", "measured"),
-                                                   "memory, 2 threads": _value(33.7, "GB/s", "measured")},
-                                "decode": {"this file, 2 threads": _value(412, "tokens/s", "bound", "from bandwidth"),
-                                           "bfloat16, 2 threads": _value(125, "tokens/s", "bound")}}},
+        "limits": _limits(),
         "budget": {"size": 84_000_000, "bits": None, "max_kl": None},
         "plan": plan, "frontier": _frontier(bits, size),
         "result": {"target": "gguf", "file": "model.gguf", "bytes": size, "budget_bytes": 84_000_000,
@@ -51,9 +45,11 @@ def build() -> dict[str, Any]:
                    "measured": {"perplexity": 24.61, "perplexity_se": 0.42, "perplexity_reference": 23.39,
                                 "kl_mean": 0.0654, "kl_se": 0.0019, "kl_median": 0.0312, "kl_p99": 0.512,
                                 "same_top": 0.871, "tokens": 16384, "windows": 16}},
-        "proof": {"runtime": "llama.cpp (xllamacpp)", "version": "2026.10.11549", "passed": True,
-                  "agreement": {"max_abs_logit_difference": 0.021, "kl_nats": 2.1e-6, "same_top": 0.998, "tokens": 512},
-                  "speeds": {"prefill_tokens_per_s": 145.2, "decode_tokens_per_s": 48.1, "load_s": 0.41}},
+        "proof": {"runtime": "llama_cpp", "version": "xllamacpp 2026.10.11549", "passed": True,
+                  "positions": 12, "top": 2048, "kl_mean": 0.0031, "kl_max": 0.011, "relative_error": 0.083,
+                  "largest_difference": 0.41, "same_top": 1.0, "same_tokens": True, "load_seconds": 0.41,
+                  "prefill_tokens_per_second": 145.2, "decode_tokens_per_second": 48.1, "memory": 187_000_000,
+                  "threads": 2, "seconds": 11.9},
         "phases": [{"name": name, "seconds": seconds, "peak_rss_mb": rss} for name, seconds, rss in (
             ("open", 1.2, 310.0), ("write calibration text", 31.0, 900.0), ("sweep", 121.5, 1240.0),
             ("limits", 9.8, 1240.0), ("allocate", 3.1, 1240.0), ("solve", 88.4, 1310.0),
@@ -97,6 +93,38 @@ def _frontier(bits: float, size: int) -> list[dict[str, Any]]:
     points.append({"bits": bits, "bytes": size, "kl": 0.0654, "kind": "measured", "label": "this file"})
     points.append({"bits": 4.5, "bytes": 77_800_000, "kl": 0.291, "kind": "baseline", "label": "Q4_0, nearest"})
     return points
+
+
+def _limits() -> dict[str, Any]:
+    """In the shape of `Limits.to_dict()`, with fewer rows."""
+    formats = (("F32", 32.0), ("BF16", 16.0), ("Q8_0", 8.5), ("Q4_0", 4.5), ("Q2_K", 2.625))
+    rates = {"decode": 1.9e3, "prefill": 2.4e4}
+    return {
+        "source": "models/smollm2", "format": "safetensors", "weights": 134_515_008, "stored_bytes": 269_060_552,
+        "information": {"weights": 106_168_320, "bits_at_kl": {"0.01": _value(4.1, "bits/weight", "bound"),
+                                                               "0.05": _value(3.02, "bits/weight", "bound")},
+                        "kl_at_bits": {"3": _value(0.052, "nats/token", "bound")}, "curve": [[1.0, 0.9], [3.0, 0.052]],
+                        "high_rate": None, "layers": [], "stored": _value(16.0, "bits/weight", "measured"),
+                        "lossless": _value(10.9, "bits/weight", "measured", "adaptive code, its tables included"),
+                        "gap_of_file": {"KL 0.05": _value(12.98, "bits/weight", "bound")}, "formats": [],
+                        "assumptions": ["weights Gaussian with one variance a layer"]},
+        "hardware": {
+            "machine": {"device": "cpu", "name": "AMD EPYC", "cores": 2, "memory_bytes": 25_300_000_000, "caches": [],
+                        "reads": [{"where": where, "working_set": size, "threads": n, "gb_s": rate * n,
+                                   "best_gb_s": 1.1 * rate * n} for where, size, rate in
+                                  (("L2", 524_288, 160.0), ("L3", 16_777_216, 28.5), ("memory", 536_870_912, 17.0))
+                                  for n in (1, 2)],
+                        "peaks": [{"dtype": dtype, "threads": n, "gflop_s": rate * n, "best_gflop_s": 1.05 * rate * n}
+                                  for dtype, rate in (("float32", 180.0), ("bfloat16", 1300.0)) for n in (1, 2)]},
+            "ceilings": [{"phase": phase, "format": name, "bits": bits, "context": context, "batch": batch,
+                          "tokens_per_s": rate * batch / bits, "limited_by": "memory" if batch == 1 else "arithmetic",
+                          "lives_in": "L3" if bits < 6 else "memory"}
+                         for phase, rate in rates.items() for name, bits in formats for context in (128, 2048)
+                         for batch in (1, 8)],
+            "capacities": [{"format": name, "context": 2048, "batch": 1, "weight_bytes": 134_515_008 * bits / 8,
+                            "kv_bytes": 47_185_920.0, "activation_bytes": 26_000_000.0, "fits": True,
+                            "longest_context": 8192} for name, bits in formats],
+            "assumptions": ["every weight is read once a step"]}}
 
 
 def _value(value: float, unit: str, kind: str, note: str = "") -> dict[str, Any]:

@@ -27,8 +27,10 @@ def limit(
 
     Changes nothing. Each value is labelled measured, bound or estimate.
     """
-    from ..optimize import measure_limits
-    from ..report.terminal import show_limits
+    from rich.console import Console
 
-    limits = measure_limits(model, text=text, tokens=tokens, seed=seed, dtype=dtype.value)
-    return limits, lambda: show_limits(limits)
+    from ..limits import render
+    from ..optimize import measure_limits
+
+    found = measure_limits(model, text=text or [], tokens=tokens, seed=seed, dtype=dtype.value)
+    return found.to_dict(), lambda: Console(width=80).print(render(found))

@@ -29,7 +29,7 @@ def card(document: Document) -> str:
     """The card as Markdown; every text of the document is escaped."""
     source, result, proof, text = document["inputs"], document["result"], document["proof"], document["text"]
     rows = "\n".join(f"| {label} | {_text(value)} | {_text(means)} |" for label, value, means in words.facts(document))
-    agreement = "; ".join(f"{_text(key)} {_text(value)}" for key, value in words.labelled(proof["agreement"]))
+    agreement = "; ".join(f"{_text(key)} {_text(value)}" for key, value in words.agreement(document))
     assumptions = "\n".join(f"- {_text(line)}" for line in document["assumptions"])
     run = RUN.get(result["target"], "Open `{file}` with its runtime.").replace("{file}", _code(result["file"]))
     return f"""---
@@ -53,7 +53,7 @@ tags: [supremum, {result["target"]}, quantized]
 
 KL, agreement and perplexity were measured on {text["held_out_tokens"]:,} tokens that the model was not calibrated on
 ({_text(text["held_out"])}). {"Proved" if proof["passed"] else "NOT confirmed"} by a fresh process in
-{_text(proof["runtime"])} {_text(proof["version"])}: {agreement}.
+{_text(words.runtime(document))}: {agreement}.
 
 {assumptions}
 

@@ -13,10 +13,11 @@ from itertools import pairwise
 from typing import Any
 
 from ..sizes import format_size
+from .ceilings import speed
 from .document import Document, Layer, Point
+from .theme import GRID, Figure, layout
 from .words import figure, percent
 
-Figure = dict[str, Any]
 HEAT = [[0, "heat(0)"], [0.25, "heat(0.25)"], [0.5, "heat(0.5)"], [0.75, "heat(0.75)"], [1, "heat(1)"]]
 STYLES: dict[str, dict[str, Any]] = {
     "limit": {"name": "limit", "mode": "lines", "line": {"color": "var(--limit)", "width": 2.5}},
@@ -35,6 +36,7 @@ def charts(document: Document) -> dict[str, dict[str, Figure]]:
         "frontier": {"size": frontier(document, "bytes"), "bits": frontier(document, "bits")},
         "layers": {view: layers(document["plan"], view) for view in ("bits", "damage", "gap")},
         "bytes": {"bytes": where_bytes_went(document)},
+        "speed": {phase: speed(document, phase) for phase in ("decode", "prefill")},
     }
     return {name: {view: fig for view, fig in views.items() if fig} for name, views in found.items()}
 
@@ -48,8 +50,8 @@ def frontier(document: Document, axis: str) -> Figure:
 
     points = [p for p in document["frontier"] if place(p) is not None and p["kl"] > 0]
     result = document["result"]
-    here = {"x": result["bytes"] * scale if axis == "bytes" else result["bits_per_weight"],
-            "y": result["measured"]["kl_mean"]}
+    kl = result["measured"]["kl_mean"]
+    here = {"x": result["bytes"] * scale if axis == "bytes" else result["bits_per_weight"], "y": kl or 0.0}
     data = []
     for kind, style in STYLES.items():
         chosen = sorted((p for p in points if p["kind"] == kind), key=lambda p: place(p) or 0.0)
@@ -60,30 +62,31 @@ def frontier(document: Document, axis: str) -> Figure:
                                           "<br>KL %{y:.3~g}<extra></extra>"})
             if kind == "limit":
                 data[-1].update(fill="tozeroy", fillcolor="var(--impossible)")
-    data.append({"type": "scatter", "mode": "markers", "name": "this file", "x": [here["x"]], "y": [here["y"]],
+    data.append({"type": "scatter", "mode": "markers", "name": "this file", "x": [here["x"]], "y": [kl],
                  "marker": {"symbol": "star", "size": 18, "color": "var(--accent)",
                             "line": {"color": "var(--paper)", "width": 1.5}},
-                 "error_y": {"type": "constant", "value": 2 * result["measured"]["kl_se"], "color": "var(--accent)"},
+                 "error_y": {"type": "constant", "value": 2 * (result["measured"]["kl_se"] or 0),
+                             "color": "var(--accent)"},
                  "hovertemplate": f"this file<br>{html.escape(format_size(result['bytes']))}, "
                                   f"{figure(result['bits_per_weight'])} bits<br>KL %{{y:.3~g}}<extra></extra>"})
     others = [p for p in points if p["kind"] != "limit"]
     xs = [x for x in (place(p) for p in others) if x is not None] + [here["x"]]
     ys = [p["kl"] for p in others] + ([here["y"]] if here["y"] > 0 else [])
     margin = 0.08 * (max(xs) - min(xs)) + 0.03 * max(xs)
-    layout = _layout(
+    frame = layout(
         xaxis={"title": {"text": "size of the file, MB" if axis == "bytes" else "bits a weight"},
-               "range": [min(xs) - 2 * margin, max(xs) + margin], **_GRID},
-        yaxis={"title": {"text": "KL from the original, nats a token"}, "type": "log", "dtick": 1, **_GRID,
+               "range": [min(xs) - 2 * margin, max(xs) + margin], **GRID},
+        yaxis={"title": {"text": "KL from the original, nats a token"}, "type": "log", "dtick": 1, **GRID,
                "range": [math.log10(min(ys) / 12), math.log10(max(ys) * 2)] if ys else None},
         legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}, hovermode="closest", annotations=[
             {"xref": "paper", "yref": "paper", "x": 0.01, "y": 0.03, "xanchor": "left", "yanchor": "bottom",
              "text": "no code of these weights lies here", "showarrow": False,
              "font": {"color": "var(--soft)", "size": 12}}] if any(p["kind"] == "limit" for p in points) else [])
-    _mark_gap(layout, here, [p for p in points if p["kind"] == "limit"], place, result["gap_bits"])
-    return {"data": data, "layout": layout}
+    _mark_gap(frame, here, [p for p in points if p["kind"] == "limit"], place, result["gap_bits"])
+    return {"data": data, "layout": frame}
 
 
-def _mark_gap(layout: Figure, here: dict[str, float], limit: list[Point], place: Any, gap: float | None) -> None:
+def _mark_gap(frame: Figure, here: dict[str, float], limit: list[Point], place: Any, gap: float | None) -> None:
     """A dotted line from the file to the limit at the same KL, with the gap in bits written on it."""
     ordered = sorted(limit, key=lambda p: -p["kl"])
     if gap is None or here["y"] <= 0:
@@ -92,9 +95,9 @@ def _mark_gap(layout: Figure, here: dict[str, float], limit: list[Point], place:
         if above["kl"] >= here["y"] > below["kl"]:
             part = math.log(above["kl"] / here["y"]) / math.log(above["kl"] / below["kl"])
             at = place(above) + part * (place(below) - place(above))
-            layout["shapes"] = [{"type": "line", "x0": at, "x1": here["x"], "y0": here["y"], "y1": here["y"],
+            frame["shapes"] = [{"type": "line", "x0": at, "x1": here["x"], "y0": here["y"], "y1": here["y"],
                                  "line": {"color": "var(--accent)", "width": 1.5, "dash": "dot"}}]
-            layout["annotations"].append({
+            frame["annotations"].append({
                 "x": at, "y": math.log10(here["y"]), "yshift": 11, "showarrow": False,
                 "text": f"gap {gap:.2f} bits", "xanchor": "left", "font": {"color": "var(--accent)", "size": 13}})
             return
@@ -124,11 +127,11 @@ def layers(plan: list[Layer], view: str) -> Figure | None:
         "hovertemplate": "%{customdata}<extra></extra>", "hoverongaps": False,
         "colorbar": {"title": {"text": title, "side": "top"}, "thickness": 10, "outlinewidth": 0, "len": 1},
     }
-    layout = _layout(xaxis={"title": {"text": "block"}, "dtick": 1 if len(columns) <= 40 else 5, "showgrid": False,
+    frame = layout(xaxis={"title": {"text": "block"}, "dtick": 1 if len(columns) <= 40 else 5, "showgrid": False,
                             "zeroline": False},
                      yaxis={"autorange": "reversed", "showgrid": False, "zeroline": False, "automargin": True},
                      height=110 + 38 * len(rows))
-    return {"data": [heat], "layout": layout}
+    return {"data": [heat], "layout": frame}
 
 
 def where_bytes_went(document: Document) -> Figure:
@@ -150,10 +153,10 @@ def where_bytes_went(document: Document) -> Figure:
     rest = document["result"]["bytes"] - sum(layer["bytes"] for layer in document["plan"])
     if rest > 0:
         data.append(_bar("kept as it was", ["norms, tokenizer, metadata"], [rest], "var(--baseline)"))
-    layout = _layout(barmode="stack", xaxis={"title": {"text": "MB"}, **_GRID}, height=150 + 30 * (len(kinds) + 1),
+    frame = layout(barmode="stack", xaxis={"title": {"text": "MB"}, **GRID}, height=150 + 30 * (len(kinds) + 1),
                      yaxis={"automargin": True, "showgrid": False},
                      legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "traceorder": "normal"})
-    return {"data": data, "layout": layout}
+    return {"data": data, "layout": frame}
 
 
 def place_of(name: str) -> tuple[int | None, str]:
@@ -178,14 +181,3 @@ def _hover(layer: Layer | None) -> str:
              f"{format_size(layer['bytes'])}, {percent(layer['share'], 2)} of the damage", html.escape(layer["reason"]))
     return "<br>".join(lines)
 
-
-_GRID = {"gridcolor": "var(--grid)", "zeroline": False, "linecolor": "var(--grid)"}
-
-
-def _layout(**settings: Any) -> Figure:
-    return {"paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)", "autosize": True,
-            "margin": {"l": 64, "r": 16, "t": 40, "b": 52},
-            "font": {"family": "var(--sans)", "size": 13, "color": "var(--ink)"},
-            "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": "var(--baseline)", "activecolor": "var(--ink)"},
-            "hoverlabel": {"bgcolor": "var(--card)", "bordercolor": "var(--grid)", "align": "left",
-                           "font": {"color": "var(--ink)"}}, **settings}

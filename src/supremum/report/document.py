@@ -84,16 +84,17 @@ class Point(TypedDict):
 
 
 class Measured(TypedDict):
-    """`measure.Quality` on held-out text, read back from the written files."""
+    """`measure.Quality.to_dict()` on held-out text, read back from the written files. An encoder without a head has
+    its own fields (`EncoderQuality`) beside these, and null here."""
 
-    perplexity: float
-    perplexity_se: float
+    perplexity: Number
+    perplexity_se: Number
     perplexity_reference: Number
-    kl_mean: float
-    kl_se: float
-    kl_median: float
-    kl_p99: float
-    same_top: float
+    kl_mean: Number
+    kl_se: Number
+    kl_median: Number
+    kl_p99: Number
+    same_top: Number
     tokens: int
     windows: int
 
@@ -112,13 +113,20 @@ class ResultSection(TypedDict):
 
 
 class Proof(TypedDict):
-    """A fresh process loaded the files in the stock runtime. `agreement` and `speeds` name their units in the key."""
+    """`runtime.verify.Proof.asdict()`: a fresh process loaded the files in the stock runtime."""
 
     runtime: str
-    version: str
+    version: str  # of the package that brings it: "xllamacpp 2026.10.11549"
     passed: bool
-    agreement: dict[str, Any]
-    speeds: dict[str, Any]
+    positions: int
+    kl_mean: float
+    relative_error: float
+    same_top: float
+    load_seconds: float
+    prefill_tokens_per_second: Number
+    decode_tokens_per_second: Number
+    memory: int
+    threads: int
 
 
 class Phase(TypedDict):

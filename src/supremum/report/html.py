@@ -18,6 +18,7 @@ from plotly.offline import get_plotlyjs
 
 from ..sizes import format_size
 from . import words
+from .ceilings import assumptions, tables
 from .charts import charts
 from .document import Document, plain
 
@@ -31,7 +32,7 @@ def page(document: Document) -> str:
 
     def chart(name: str, views: dict[str, str], label: str, wide: bool = False) -> Markup:
         return _chart(name, {view: text for view, text in views.items() if view in figures[name]}, label, wide,
-                      empty=not figures[name])
+                      empty=not figures[name]) if figures[name] or wide else Markup("")
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(_asset("page.html")).render(
@@ -40,8 +41,8 @@ def page(document: Document) -> str:
         verdict=words.verdict(document), facts=words.facts(document), figure=words.figure, percent=words.percent,
         seconds=words.seconds, size=format_size, before=format_size(document["inputs"]["bytes"]),
         after=format_size(document["result"]["bytes"]), samples=_samples(document),
-        agreement=words.labelled(document["proof"]["agreement"]), speeds=words.labelled(document["proof"]["speeds"]),
-        ceilings=_ceilings(document["limits"]), origins=_origins(document),
+        agreement=words.agreement(document), speeds=words.speeds(document), runtime=words.runtime(document),
+        tables=tables(document["limits"]), assumptions=assumptions(document), origins=_origins(document),
         total=sum(phase["seconds"] for phase in document["phases"]),
         longest=max((phase["seconds"] for phase in document["phases"]), default=0) or 1)
 
@@ -74,16 +75,6 @@ def _samples(document: Document) -> list[dict[str, Any]]:
         found.append({"prompt": sample["prompt"], "start": start, "original": original, "compressed": compressed,
                       "same": sample["original"] == sample["compressed"]})
     return found
-
-
-def _ceilings(limits: dict[str, Any]) -> list[tuple[str, list[tuple[str, str, str, str]]]]:
-    """Limits as tables: a group for each section, rows of (label, figure with unit, kind, note)."""
-    groups: dict[str, list[tuple[str, str, str, str]]] = {}
-    for path, value in words.limit_values(limits):
-        group, label = ": ".join(path[:2]) if len(path) > 2 else path[0], ", ".join(path[2:] or path[1:])
-        row = (label, words.with_unit(value), str(value["kind"]), str(value.get("note", "")))
-        groups.setdefault(group, []).append(row)
-    return list(groups.items())
 
 
 def _origins(document: Document) -> list[tuple[str, str]]:

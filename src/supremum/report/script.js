@@ -31,6 +31,7 @@
     const chosen = document.querySelector(`input[name="view-${name}"]:checked`);
     const view = chosen ? chosen.value : Object.keys(figures[name])[0];
     const figure = resolver()(figures[name][view]);
+    element.style.minHeight = figure.layout.height ? "0" : "";
     if (narrow()) {
       figure.layout.margin = { ...figure.layout.margin, l: 48, r: 6 };
       figure.layout.font.size = 11;

@@ -54,13 +54,20 @@ def headline(document: Document) -> str:
 
 def verdict(document: Document) -> str:
     """One sentence: how far from the original, how far from the limit, and who vouches for it."""
-    result, proof = document["result"], document["proof"]
-    measured = result["measured"]
-    parts = [f"KL {plus_minus(measured['kl_mean'], measured['kl_se'])} nats a token from the original"]
-    if result["gap_bits"] is not None:
-        parts.append(f"{result['gap_bits']:.2f} bits a weight above the limit")
-    vouched = f"{'proved' if proof['passed'] else 'NOT confirmed'} in {proof['runtime']} {proof['version']}".strip()
-    return f"{', '.join(parts)}; {vouched}."
+    measured, parts = document["result"]["measured"], []
+    if measured["kl_mean"] is not None:
+        parts.append(f"KL {plus_minus(measured['kl_mean'], measured['kl_se'])} nats a token from the original")
+    if document["result"]["gap_bits"] is not None:
+        parts.append(f"{document['result']['gap_bits']:.2f} bits a weight above the limit")
+    vouched = f"{'proved' if document['proof']['passed'] else 'NOT confirmed'} in {runtime(document)}"
+    return "; ".join((", ".join(parts), vouched) if parts else (vouched,)) + "."
+
+
+def runtime(document: Document) -> str:
+    """"llama.cpp (xllamacpp 2026.10.11549)"."""
+    proof = document["proof"]
+    name = {"llama_cpp": "llama.cpp", "transformers": "Transformers"}.get(proof["runtime"], proof["runtime"])
+    return f"{name} ({proof['version']})" if proof["version"] else name
 
 
 def budget(document: Document) -> str:
@@ -79,30 +86,40 @@ def facts(document: Document) -> list[tuple[str, str, str]]:
     rows = [
         ("Size", format_size(result["bytes"]), f"was {format_size(source['bytes'])}, budget {budget(document)}"),
         ("Bits a weight", figure(result["bits_per_weight"]), "linear layers of the blocks, scales included"),
-        ("KL from the original", plus_minus(measured["kl_mean"], measured["kl_se"]),
-         f"nats a token; median {figure(measured['kl_median'])}, 99th percentile {figure(measured['kl_p99'])}"),
-        ("Same next token", percent(measured["same_top"]), "positions where both models prefer the same token"),
-        ("Perplexity", plus_minus(measured["perplexity"], measured["perplexity_se"]),
-         f"was {figure(measured['perplexity_reference'], 4)}, held-out text"),
     ]
+    if measured["kl_mean"] is not None:
+        rows.append(("KL from the original", plus_minus(measured["kl_mean"], measured["kl_se"]),
+                     f"nats a token; median {figure(measured['kl_median'])}, "
+                     f"99th percentile {figure(measured['kl_p99'])}"))
+    if measured["same_top"] is not None:
+        rows.append(("Same next token", percent(measured["same_top"]),
+                     "positions where both models prefer the same token"))
+    if measured["perplexity"] is not None:
+        rows.append(("Perplexity", plus_minus(measured["perplexity"], measured["perplexity_se"]),
+                     f"was {figure(measured['perplexity_reference'], 4)}, held-out text"))
     if result["gap_bits"] is not None:
         rows.append(("Above the limit", f"{result['gap_bits']:.2f} bits",
                      f"a weight; no code of these weights has KL below {figure(result['limit_kl'])} at these bits"))
     return rows
 
 
-def labelled(values: dict[str, Any]) -> list[tuple[str, str]]:
-    """Free-form figures ("decode_tokens_per_s": 48.1) as (words, figure)."""
-    rows = []
-    for key, value in values.items():
-        words = key.replace("_per_", "/").replace("_", " ")
-        if isinstance(value, bool):
-            rows.append((words, "yes" if value else "no"))
-        elif value is None or isinstance(value, str):
-            rows.append((words, value or UNKNOWN))
-        elif isinstance(value, int | float):
-            rows.append((words, percent(value) if key == "same_top" else figure(value)))
-    return rows
+def agreement(document: Document) -> list[tuple[str, str]]:
+    """The runtime's answers against our own decoding of the same file."""
+    proof = document["proof"]
+    rows = [("KL from our decoding, nats", figure(proof["kl_mean"])),
+            ("relative error of log-probabilities", figure(proof["relative_error"])),
+            (f"same token, of {proof['positions']} positions", percent(proof["same_top"], 0))]
+    same = dict(proof).get("same_tokens")
+    return rows if same is None else [*rows, ("its tokenizer gives our tokens", "yes" if same else "no")]
+
+
+def speeds(document: Document) -> list[tuple[str, str]]:
+    """What the runtime did on this machine, in the proof's process."""
+    proof = document["proof"]
+    return [("prefill, tokens/s", figure(proof["prefill_tokens_per_second"])),
+            ("decode, tokens/s", figure(proof["decode_tokens_per_second"])),
+            ("load", seconds(proof["load_seconds"])), ("memory", format_size(proof["memory"])),
+            ("threads", str(proof["threads"]))]
 
 
 def limit_values(tree: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
