@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from words import stand_in, word_tokenizer
+
+from .words import stand_in, word_tokenizer
 
 
 @pytest.fixture(scope="session")

@@ -8,11 +8,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from words import stand_in, word_tokenizer
 
 from supremum.errors import SupremumError
 from supremum.text import calibration_and_held_out, fingerprint, split, tokens_from_text
 from supremum.text.windows import frame, shares_text, spread
+
+from .words import stand_in, word_tokenizer
 
 
 def write(path, numbers) -> str:

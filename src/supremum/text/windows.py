@@ -31,7 +31,7 @@ def tokens_from_text(checkpoint: Any, sources: Sequence[str | Path], *, tokens: 
 
     Raises SupremumError when the text holds fewer than n windows, or `length` exceeds the model's context.
     """
-    count = _count(tokens, length)
+    count = check_budget(tokens, length)
     windows = read_windows(checkpoint, sources, length=length, wanted=count)
     return windows[spread(len(windows), count, seed)]
 
@@ -39,7 +39,7 @@ def tokens_from_text(checkpoint: Any, sources: Sequence[str | Path], *, tokens: 
 def calibration_and_held_out(checkpoint: Any, sources: Sequence[str | Path], *, tokens: int, held_out_tokens: int,
                              length: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Two sets of windows (n, length) from one text that share no run of RUN tokens: (calibration, held-out)."""
-    count, held_out = _count(tokens, length), _count(held_out_tokens, length)
+    count, held_out = check_budget(tokens, length), check_budget(held_out_tokens, length)
     windows = read_windows(checkpoint, sources, length=length, wanted=count + held_out)
     return split(windows, calibration=count, held_out=held_out, seed=seed)
 
@@ -65,10 +65,8 @@ def split(windows: Tensor, *, calibration: int, held_out: int, seed: int = 0) ->
 
 def read_windows(checkpoint: Any, sources: Sequence[str | Path], *, length: int, wanted: int) -> Tensor:
     """All windows (n, length) int64 that the sources give, read up to a bound; at least `wanted` or SupremumError."""
-    tokenizer, context = checkpoint.tokenizer(), context_length(checkpoint)
-    if context is not None and length > context:
-        raise SupremumError(f"Windows of {length} tokens are longer than the model's context of {context}.",
-                            f"Use --length {context} or less.")
+    check_context(checkpoint, length)
+    tokenizer = checkpoint.tokenizer()
     prefix, suffix = frame(tokenizer)
     body = length - len(prefix) - len(suffix)
     if body < 2:
@@ -128,6 +126,14 @@ def context_length(checkpoint: Any) -> int | None:
     return limit
 
 
+def check_context(checkpoint: Any, length: int) -> None:
+    """Refuse windows that the model cannot attend over."""
+    context = context_length(checkpoint)
+    if context is not None and length > context:
+        raise SupremumError(f"Windows of {length} tokens are longer than the model's context of {context}.",
+                            f"Use --length {context} or less.")
+
+
 def spread(total: int, count: int, seed: int = 0) -> Tensor:
     """`count` increasing indices below `total`, evenly spaced; the seed sets the phase."""
     stride = total // count
@@ -161,7 +167,8 @@ def fingerprint(windows: Tensor) -> str:
     return hashlib.sha256(f"{tuple(rows.shape)}".encode() + rows.numpy().astype("<i8").tobytes()).hexdigest()
 
 
-def _count(tokens: int, length: int) -> int:
+def check_budget(tokens: int, length: int) -> int:
+    """How many windows a budget of tokens makes."""
     if length < 2:
         raise SupremumError(f"Windows of {length} tokens hold nothing to predict.", "Use --length 2 or more.")
     if tokens < length:
