@@ -159,3 +159,34 @@ def test_version() -> None:
 def test_json_is_strict() -> None:
     assert json.loads(to_json({"a": [float("inf"), 1.5], "p": Path("x"), 3: None})) == {
         "a": [None, 1.5], "p": "x", "3": None}
+
+
+def test_the_commands_in_the_readme_are_right_usage(engine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    readme = Path(__file__).parents[2] / "README.md"
+    commands = re.findall(r"^supremum (\S.*?) *(?:#.*)?$", readme.read_text(), re.MULTILINE)
+    assert {shlex.split(command)[0] for command in commands} == set(VERBS)
+    monkeypatch.chdir(tmp_path)
+    for command in commands:
+        result = CliRunner().invoke(app, shlex.split(command))
+        assert result.exit_code in (0, 1), f"supremum {command}: {result.stderr}"
+
+
+def test_a_finished_run_can_be_reported_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "report"))
+    from report_sample import build
+
+    from supremum.report import encode
+    (tmp_path / "supremum.json").write_bytes(encode(build()))
+    result = CliRunner().invoke(app, ["report", str(tmp_path)])
+    assert result.exit_code == 0 and "0.0654" in result.stdout
+    assert {"report.html", "README.md", "supremum.json"} == {path.name for path in tmp_path.iterdir()}
+    assert json.loads(CliRunner().invoke(app, ["report", str(tmp_path), "--json"]).stdout) == build()
+    result = CliRunner().invoke(app, ["report", str(tmp_path / "nothing")])
+    assert result.exit_code == 1 and "holds no supremum.json" in result.stderr
+
+
+def test_a_wrong_path_is_named_with_a_remedy(tmp_path: Path) -> None:
+    (tmp_path / "held.txt").write_text("text " * 2000)
+    result = run("evaluate", str(tmp_path / "missing"), "--text", str(tmp_path / "held.txt"))
+    assert result.returncode == 1 and result.stdout == ""
+    assert "missing: does not exist. Give a model folder" in result.stderr.strip().splitlines()[-1]
