@@ -161,7 +161,7 @@ def test_json_is_strict() -> None:
         "a": [None, 1.5], "p": "x", "3": None}
 
 
-def test_the_commands_in_the_readme_are_right_usage(engine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_readmes_commands_are_right_usage(engine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     readme = Path(__file__).parents[2] / "README.md"
     commands = re.findall(r"^supremum (\S.*?) *(?:#.*)?$", readme.read_text(), re.MULTILINE)
     assert {shlex.split(command)[0] for command in commands} == set(VERBS)
