@@ -86,6 +86,6 @@ def score(answers: Answers, reference: Answers | None, index: int) -> TokenScore
     return compare(reference.window(index) if reference is not None else None, answers.window(index), targets)
 
 
-def quality(answers: Answers, reference: Answers | None = None) -> Quality:
+def quality_of(answers: Answers, reference: Answers | None = None) -> Quality:
     """Score every window of `answers` against `reference` (which runs on the same windows)."""
     return summarise((score(answers, reference, index) for index in range(len(answers))), objective=answers.objective)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import SupremumError
 from ..progress import phase
-from ..text import tokens_from_text
+from ..text import self_generated, tokens_from_text
 from .answers import Answers, objective, score
 from .encoders import EncoderQuality, compare_pooled, pooled
 from .scores import Quality, summarise
@@ -44,12 +44,13 @@ def evaluate(checkpoint: Any, reference: Any | None, windows: Tensor, *,
     return summarise(scores, objective=answers.objective)
 
 
-def evaluate_files(model: str | Path, reference: str | Path | None = None, *, text: Sequence[str | Path],
-                   tokens: int = 16384, length: int = 1024, dtype: torch.dtype | str = torch.float32,
-                   seed: int = 0) -> Quality | EncoderQuality:
+def evaluate_files(model: str | Path, reference: str | Path | None = None, *,
+                   text: Sequence[str | Path] | None = None, tokens: int = 16384, length: int = 1024,
+                   dtype: torch.dtype | str = torch.float32, seed: int = 0) -> Quality | EncoderQuality:
     """`supremum evaluate`: open the models, cut `text` into windows with the reference's tokenizer, and score.
 
-    Raises SupremumError when the models' vocabularies differ, the text is too short or the windows exceed the context.
+    Without text the reference writes it itself, so that KL is the expectation over its own distribution. Raises
+    SupremumError when the models' vocabularies differ, the text is too short or the windows exceed the context.
     """
     from ..checkpoint import open_checkpoint
 
@@ -59,7 +60,9 @@ def evaluate_files(model: str | Path, reference: str | Path | None = None, *, te
     candidate = open_checkpoint(model)
     original = open_checkpoint(reference) if reference is not None else None
     _same_vocabulary(candidate, original)
-    windows = tokens_from_text(original or candidate, text, tokens=tokens, length=length, seed=seed)
+    source = original or candidate
+    windows = tokens_from_text(source, text, tokens=tokens, length=length, seed=seed) if text else \
+        self_generated(source, tokens=tokens, length=length, seed=seed)
     return evaluate(candidate, original, windows, dtype=kind)
 
 

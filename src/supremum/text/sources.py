@@ -1,6 +1,7 @@
 """Documents from files and the hub: what the user names with --text.
 
-    notes.txt notes.md          UTF-8; one document (cut at line ends into pieces of about 4 MiB when larger)
+    notes.txt notes.md          UTF-8, line ends of any system; one document (cut at line ends into pieces of about
+                                4 MiB when larger)
     corpus.jsonl                one JSON object a line (or one JSON array), its "text" field is the document
     corpus.parquet              its "text" column, through pyarrow (extra `parquet`)
     folder/                     every such file in it, sorted by path
@@ -87,7 +88,7 @@ def _file(path: Path) -> Iterator[str]:
 
 
 def _plain(path: Path) -> Iterator[str]:
-    """Pieces of at least PIECE bytes that end at a line end (a smaller file is one piece, character for character)."""
+    """Pieces of at least PIECE bytes that end at a line end; all line ends become newlines, as Python reads."""
     with path.open("rb") as file:
         rest, offset = b"", 0  # `offset`: where `rest` begins in the file
         while block := file.read(PIECE):
@@ -97,10 +98,14 @@ def _plain(path: Path) -> Iterator[str]:
                 rest = data  # a line longer than a piece
                 continue
             cut = cut or _character_end(data)
-            yield _decode(data[:cut], path, offset)
+            yield _lines(_decode(data[:cut], path, offset))
             rest, offset = data[cut:], offset + cut
         if rest:
-            yield _decode(rest, path, offset)
+            yield _lines(_decode(rest, path, offset))
+
+
+def _lines(text: str) -> str:
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _character_end(data: bytes) -> int:
