@@ -43,8 +43,8 @@ FILE_TYPES = {
     "Q5_K": 17, "Q6_K": 18, "IQ2_XXS": 19, "IQ2_XS": 20, "IQ3_XXS": 23, "IQ1_S": 24, "IQ4_NL": 25, "IQ3_S": 26,
     "IQ2_S": 28, "IQ4_XS": 30, "IQ1_M": 31, "BF16": 32, "TQ1_0": 36, "TQ2_0": 37, "MXFP4": 38,
 }  # fmt: skip
-OWN_KEYS = ("general.file_type", "general.quantization_version", "general.quantized_by", "general.alignment", "quantize.",
-            "split.")
+OWN_KEYS = ("general.file_type", "general.quantization_version", "general.quantized_by", "general.alignment",
+            "quantize.", "split.")
 
 
 @dataclass(frozen=True)

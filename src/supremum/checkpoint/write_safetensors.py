@@ -1,10 +1,10 @@
 """Safetensors files written tensor by tensor: the header first, then each tensor at its place.
 
     8 bytes  header length, little-endian, a multiple of 8        JSON, padded with spaces
-    data     wider types first, then by name, without gaps, so that every tensor lies aligned
+    data     by type (ORDER), then by name, without gaps: wider types first, so that every tensor lies aligned
 
 (https://github.com/huggingface/safetensors#format). The library writes a dictionary of all tensors at once; a model
-larger than memory needs them one by one.
+larger than memory needs them one by one. The bytes are the library's.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from ..workspace import replacing
 from .safetensors_file import DTYPES
 
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
+ORDER = ("I64", "F64", "F32", "I32", "BF16", "F16", "I16", "F8_E4M3", "F8_E5M2", "I8", "U8", "BOOL")
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Spec:
 
 def layout(specs: Iterable[Spec]) -> tuple[bytes, dict[str, int]]:
     """(header with its length, place of each tensor from the file's start)."""
-    ordered = sorted(specs, key=lambda s: (-s.dtype.itemsize, s.name))
+    ordered = sorted(specs, key=lambda s: (ORDER.index(NAMES[s.dtype]), s.name))
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offsets = {}
     end = 0
