@@ -1,0 +1,184 @@
+"""A model run block by block, so that one block's weights are in memory and not the model's.
+
+The model is Transformers' own module tree with its parameters on the meta device. Its repeated blocks (the largest
+ModuleList) are replaced by stand-ins that record the arguments they are called with: Transformers computes embeddings,
+positions and masks as always, and every block can then be run alone with exactly those arguments. This needs no table of
+architectures and follows models whose layers differ (Gemma's sliding windows) or repeat (ALBERT's shared layer).
+
+Letters: N windows, T tokens of a window, d hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from ..checkpoint import Checkpoint
+from ..errors import CheckpointError
+
+LINEAR = (nn.Linear, Conv1D)
+
+
+class _Finished(Exception):
+    """Raised by the last stand-in: all that comes before the blocks has run."""
+
+
+class _StandIn(nn.Module):
+    """Stands where a block was; records its arguments and hands its input on."""
+
+    def __init__(self, name: str, stream: BlockStream) -> None:
+        super().__init__()
+        self.name = name
+        self._stream = [stream]  # in a list, so that nn.Module does not register it
+
+    def forward(self, hidden_NTd: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return self._stream[0]._called(self.name, hidden_NTd, args, kwargs)
+
+
+class _Zeros(nn.Module):
+    """Stands where the embedding was when only what follows the blocks matters: no table is loaded."""
+
+    def __init__(self, width: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.width, self.dtype = width, dtype
+
+    def forward(self, tokens_NT: Tensor) -> Tensor:
+        return torch.zeros(*tokens_NT.shape, self.width, dtype=self.dtype)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One use of a block, in the model's own order: `block` is its name, the rest what it is called with."""
+
+    block: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+class BlockStream:
+    """A checkpoint's model as embedding, a list of block calls, and the rest."""
+
+    def __init__(self, checkpoint: Checkpoint, *, dtype: torch.dtype) -> None:
+        self.checkpoint, self.dtype = checkpoint, dtype
+        self.model = checkpoint.skeleton().eval()
+        self.model.config.use_cache = False
+        self.list_name, blocks = _repeated_blocks(self.model)
+        self.blocks: dict[str, nn.Module] = {}
+        for i, block in enumerate(list(blocks)):
+            name = f"{self.list_name}.{i}"
+            self.blocks[name] = block
+            blocks[i] = _StandIn(name, self)
+        self.depth: int = self.model.config.get_text_config().num_hidden_layers
+        self._calls: list[Call] = []
+        self._final_NTd: Tensor | None = None
+        self._first_NTd: Tensor | None = None
+
+    # -- what comes before and after the blocks ---------------------------------------------------------------------
+
+    def calls(self, tokens_NT: Tensor) -> list[Call]:
+        """How the blocks are called for windows of this length (one window's masks; they broadcast)."""
+        self.embed(tokens_NT[:1])
+        return list(self._calls)
+
+    def embed(self, tokens_NT: Tensor) -> Tensor:
+        """Hidden states (N, T, d) that enter the first block."""
+        self._calls, self._final_NTd = [], None
+        with self._rest_loaded(self.model), contextlib.suppress(_Finished), torch.no_grad():
+            self.model(input_ids=tokens_NT)
+        assert self._first_NTd is not None
+        return self._first_NTd.to(self.dtype)
+
+    @contextlib.contextmanager
+    def head(self) -> Iterator[Any]:
+        """Yield `head(hidden_NTd) -> output (N, T, V or d)`: everything after the last block, with gradient if wanted."""
+        embedding = self.model.get_input_embeddings()
+        if not self.checkpoint.tied:
+            self.model.set_input_embeddings(_Zeros(embedding.weight.shape[1], self.dtype))
+
+        def run(hidden_NTd: Tensor) -> Tensor:
+            self._calls, self._final_NTd = [], hidden_NTd
+            tokens_NT = torch.zeros(hidden_NTd.shape[:2], dtype=torch.long)
+            output = self.model(input_ids=tokens_NT)
+            self._final_NTd = None
+            return output.logits if "logits" in output else output.last_hidden_state
+
+        try:
+            with self._rest_loaded(self.model):
+                yield run
+        finally:
+            self.model.set_input_embeddings(embedding)
+
+    # -- the blocks -------------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def block(self, name: str) -> Iterator[nn.Module]:
+        """The block with its weights in memory (compute dtype, no gradients), released on leaving."""
+        block = self.blocks[name]
+        self.checkpoint.materialise(block, name + ".", self.dtype)
+        try:
+            yield block.eval().requires_grad_(False)
+        finally:
+            block.to("meta")
+
+    def _called(self, name: str, hidden_NTd: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        if not self._calls:
+            self._first_NTd = hidden_NTd.detach()
+        self._calls.append(Call(name, args, kwargs))
+        if len(self._calls) < self.depth:
+            return hidden_NTd
+        if self._final_NTd is None:
+            raise _Finished
+        return self._final_NTd
+
+    @contextlib.contextmanager
+    def _rest_loaded(self, root: nn.Module) -> Iterator[None]:
+        """Load a module's own parameters when it is first called, and release all of them on leaving."""
+        loaded: list[nn.Module] = []
+        names = {module: name for name, module in root.named_modules()}
+
+        def load(module: nn.Module, args: Any) -> None:
+            if module in loaded:
+                return
+            loaded.append(module)
+            for key, parameter in module._parameters.items():
+                if parameter is not None and parameter.is_meta:
+                    weight = self.checkpoint.read(f"{names[module]}.{key}".lstrip(".")).to(self.dtype)
+                    module._parameters[key] = nn.Parameter(weight, requires_grad=False)
+
+        hooks = [m.register_forward_pre_hook(load) for m in names
+                 if next(m.parameters(recurse=False), None) is not None]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+            for module in loaded:
+                module.to("meta")
+
+
+def _repeated_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
+    """The ModuleList that holds most of the parameters: the model's blocks."""
+    lists = [(sum(p.numel() for p in m.parameters()), -len(name), name, m)
+             for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m)]
+    if not lists:
+        raise CheckpointError(f"{type(model).__name__} has no repeated blocks.",
+                              "Supremum works on transformer decoders and encoders.")
+    _, _, name, blocks = max(lists, key=lambda item: item[:2])
+    return name, blocks
+
+
+def linears(block: nn.Module) -> dict[str, nn.Module]:
+    """The block's linear layers by their names inside it."""
+    return {name: m for name, m in block.named_modules() if isinstance(m, LINEAR)}
+
+
+def weight_OI(module: nn.Module) -> Tensor:
+    """The layer's weight as (out, in): Transformers' Conv1D (GPT-2) stores the transpose."""
+    weight: Tensor = module.weight  # type: ignore[assignment]
+    return weight.T if isinstance(module, Conv1D) else weight

@@ -1,0 +1,120 @@
+"""The forward sweep: second moments of every linear layer's inputs, one block in memory at a time.
+
+    S = E[x x^T]   (I, I), mean over calibration tokens, float32 sums of products
+
+Layers that read the same input (q/k/v, gate/up) share one S. The hidden states between blocks live in the workspace, so
+a killed sweep continues at the block it was in, and later passes start from any block.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..progress import track
+from ..workspace import Workspace
+from .streaming import BlockStream, Call, linears
+
+BATCH_TOKENS = 4096
+
+
+def batches(windows: Tensor) -> list[slice]:
+    """Slices of windows (N, T, ...) of about BATCH_TOKENS tokens."""
+    step = max(1, BATCH_TOKENS // windows.shape[1])
+    return [slice(i, i + step) for i in range(0, len(windows), step)]
+
+
+class Inputs:
+    """Hooks on a block's linear layers that hand each distinct input to `visit(key, x_TI)` once.
+
+    `shared` maps every layer's name inside the block to its key, the first layer that read the same tensor.
+    """
+
+    def __init__(self, visit: Any) -> None:
+        self.shared: dict[str, str] = {}
+        self._visit = visit
+        self._last: tuple[Tensor, str] | None = None
+
+    @contextlib.contextmanager
+    def on(self, block: nn.Module) -> Iterator[Inputs]:
+        handles = [layer.register_forward_pre_hook(self._hook(name)) for name, layer in linears(block).items()]
+        try:
+            yield self
+        finally:
+            for handle in handles:
+                handle.remove()
+            self._last = None
+
+    def _hook(self, name: str) -> Any:
+        def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            if self._last is not None and self._last[0] is args[0]:
+                self.shared[name] = self._last[1]
+                return
+            self.shared[name] = name
+            self._last = (args[0], name)
+            self._visit(name, args[0].detach().flatten(0, -2))
+        return hook
+
+
+def accumulate(sums: dict[str, Tensor], key: str, left_TI: Tensor, right_TI: Tensor) -> None:
+    """sums[key] += left^T right in float32; bfloat16 inputs are multiplied exactly by bfloat16 units where there are any."""
+    fast = left_TI.dtype == torch.bfloat16 and right_TI.dtype == torch.bfloat16
+    previous = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("medium" if fast else "highest")
+        if key not in sums:
+            sums[key] = torch.zeros(left_TI.shape[-1], right_TI.shape[-1])
+        sums[key].addmm_(left_TI.float().T, right_TI.float())
+    finally:
+        torch.set_float32_matmul_precision(previous)
+
+
+def run_block(block: nn.Module, call: Call, hidden_NTd: Tensor) -> Tensor:
+    """The block's output on all windows, batch by batch, without gradients."""
+    with torch.no_grad():
+        return torch.cat([block(hidden_NTd[part], *call.args, **call.kwargs) for part in batches(hidden_NTd)])
+
+
+def hidden_file(call: int) -> str:
+    return f"hidden/{call:04d}.safetensors"
+
+
+def moments_file(call: int) -> str:
+    return f"moments/{call:04d}.safetensors"
+
+
+def sweep(stream: BlockStream, windows_NT: Tensor, workspace: Workspace) -> None:
+    """Run the windows (N, T) through the model; leave hidden states and moments of every block call in the workspace.
+
+    Files: hidden/K (N, T, d) enters call K; moments/K holds "S|layer" (I, I) for each distinct input and, as bytes,
+    "key|layer" naming the S that a layer shares.
+    """
+    calls = stream.calls(windows_NT)
+    workspace.tensors(hidden_file(0), lambda: {"h": torch.cat(
+        [stream.embed(windows_NT[part]) for part in batches(windows_NT)])})
+    for k, call in enumerate(track(calls, "gather moments")):
+        if workspace.has(hidden_file(k + 1)):
+            continue
+        hidden_NTd = workspace.load(hidden_file(k))["h"]
+        sums: dict[str, Tensor] = {}
+        inputs = Inputs(lambda key, x_TI, sums=sums: accumulate(sums, key, x_TI, x_TI))
+        with stream.block(call.block) as block, inputs.on(block):
+            output_NTd = run_block(block, call, hidden_NTd)
+        moments = {f"S|{key}": total / windows_NT.numel() for key, total in sums.items()}
+        keys = {f"key|{name}": torch.tensor(list(key.encode()), dtype=torch.uint8) for name, key in inputs.shared.items()}
+        workspace.save(moments_file(k), moments | keys)
+        workspace.save(hidden_file(k + 1), {"h": output_NTd})
+
+
+def moments(workspace: Workspace, calls: list[Call], block: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """(S by key, key by layer name) of one block; the mean over its calls where a block is used more than once."""
+    found = [workspace.load(moments_file(k)) for k, call in enumerate(calls) if call.block == block]
+    keys = {name.removeprefix("key|"): bytes(value.tolist()).decode() for name, value in found[0].items()
+            if name.startswith("key|")}
+    mean = {name.removeprefix("S|"): torch.stack([f[name] for f in found]).mean(0) if len(found) > 1 else value
+            for name, value in found[0].items() if name.startswith("S|")}
+    return mean, keys
