@@ -125,8 +125,8 @@ def verify(path: str | Path, target: Any, reference: Any = None, *, prompts: lis
     proof = Proof(
         runtime=target.runtime, version=facts["version"], positions=len(kl_P), top=ids_PK.shape[1], kl_mean=kl,
         kl_max=float(kl_P.max()), relative_error=error, expected_error=expected.error, largest_difference=largest,
-        same_top=same, same_tokens=same_tokens, load_seconds=facts["load_seconds"], prefill_tokens_per_second=facts["prefill"],
-        decode_tokens_per_second=facts["decode"], memory=facts["memory"], threads=request["threads"],
+        same_top=same, same_tokens=same_tokens, load_seconds=facts["load_seconds"],
+        prefill_tokens_per_second=facts["prefill"], decode_tokens_per_second=facts["decode"], memory=facts["memory"], threads=request["threads"],
         seconds=time.perf_counter() - start, passed=passed)
     if not passed:
         raise SupremumError(
