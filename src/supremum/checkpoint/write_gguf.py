@@ -149,8 +149,7 @@ class GGUFTarget:
 
     def codecs(self, checkpoint: Any, name: str, shape_OI: tuple[int, int]) -> list[str]:
         """Every registered block type whose block divides the row; none for vectors and position embeddings."""
-        place = Layout(checkpoint.config).name(name) if checkpoint not in self._prepared else \
-            self._prepared[checkpoint].layout.name(name)
+        place = self._prepare(checkpoint).layout.name(name)
         if len(shape_OI) != 2 or not place.endswith(".weight") or place.startswith(("position_embd", "rope")):
             return []
         return [n for n in codecs.names() if n in Kind.__members__ and codecs.fits(codecs.get(n), shape_OI)]

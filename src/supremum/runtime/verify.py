@@ -33,6 +33,7 @@ import torch
 from torch import Tensor
 
 from ..errors import SupremumError
+from .blockwise import float32_model
 from .rounding import rounded
 from .transformers import answers
 
@@ -126,8 +127,8 @@ def verify(path: str | Path, target: Any, reference: Any = None, *, prompts: lis
         runtime=target.runtime, version=facts["version"], positions=len(kl_P), top=ids_PK.shape[1], kl_mean=kl,
         kl_max=float(kl_P.max()), relative_error=error, expected_error=expected.error, largest_difference=largest,
         same_top=same, same_tokens=same_tokens, load_seconds=facts["load_seconds"],
-        prefill_tokens_per_second=facts["prefill"], decode_tokens_per_second=facts["decode"], memory=facts["memory"], threads=request["threads"],
-        seconds=time.perf_counter() - start, passed=passed)
+        prefill_tokens_per_second=facts["prefill"], decode_tokens_per_second=facts["decode"], memory=facts["memory"],
+        threads=request["threads"], seconds=time.perf_counter() - start, passed=passed)
     if not passed:
         raise SupremumError(
             f"{path}: {proof.version} answers differently from our decoding of the same file "
@@ -183,7 +184,7 @@ def compare(log_p_PV: Tensor, ids_PK: Tensor, log_q_PK: Tensor) -> tuple[Tensor,
 @torch.inference_mode()
 def _ours(reference: Any, prompts: list[list[int]], lengths: list[list[int]], rounds: bool) -> tuple[Tensor, Tolerance]:
     """ln p (P, V) of our decoding in float32, and how far rounding as llama.cpp does moves it (0 if not `rounds`)."""
-    model = reference.model(torch.float32)
+    model = float32_model(reference)
     exact_PV = _answers(model, prompts, lengths)
     if not rounds:
         return exact_PV, Tolerance(0.0, 0.0)
