@@ -147,6 +147,16 @@ def test_plain_conversion_from_gguf(tiny_model, tmp_path):
     assert AutoTokenizer.from_pretrained(folder)(text).input_ids == first.tokenizer()(text).input_ids
 
 
+def test_its_own_folder_converts_to_gguf(tiny_model, tmp_path):
+    first = open_checkpoint(tiny_model("llama", "bfloat16"))
+    middle = open_checkpoint(CT.write(first, compress(first, everywhere(first, "int4-g32")), tmp_path / "ct"))
+    path = GGUF.write(middle, {}, tmp_path / "gguf")
+    assert path.stat().st_size == GGUF.size(middle, {})
+    last = open_checkpoint(path)
+    for name in middle.tensors:
+        torch.testing.assert_close(last.read(name).float(), middle.read(name).float(), rtol=2**-11, atol=1e-7)
+
+
 def test_which_codecs(tiny_model):
     checkpoint = open_checkpoint(tiny_model("llama"))
     for name in ("model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"):

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from gguf import GGMLQuantizationType
 
 from supremum import codecs
 from supremum.checkpoint import open_checkpoint
@@ -50,6 +51,15 @@ def test_llama_cpp_answers_as_we_decode(family, tiny_model, tmp_path):
     assert proof.passed and proof.same_tokens and proof.kl_mean < 2e-3
     assert proof.relative_error == pytest.approx(proof.expected_error, rel=0.2)
     assert proof.positions == 12 and proof.prefill_tokens_per_second > 0 and proof.decode_tokens_per_second > 0
+
+
+@pytest.mark.parametrize("codec", [name for name in codecs.names() if name in GGMLQuantizationType.__members__])
+def test_llama_cpp_runs_every_block_type(codec, tiny_model, tmp_path):
+    checkpoint = open_checkpoint(tiny_model("llama", "bfloat16", hidden_size=256, num_attention_heads=8))
+    coded = compressed(checkpoint, codec)
+    assert len(coded) == 16  # the embedding and the head too
+    proof = verify(GGUF.write(checkpoint, coded, tmp_path), GGUF, threads=1)
+    assert proof.relative_error == pytest.approx(proof.expected_error, rel=0.2)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -4,8 +4,9 @@
     data     each tensor, in the order of the checkpoint                                       padded to 32 bytes
 
 The container is the `gguf` library's; blocks are the codecs' own bytes. Tensors without a codec keep their precision:
-matrices as they are stored (BF16, F16, F32), vectors as F32, which is how llama.cpp computes with them. From a GGUF of
-the same architecture, untouched tensors and all keys are copied byte for byte.
+matrices as they are stored (BF16, F16, F32; decoded integers of compressed-tensors as F16, 2^-12 of a weight at most),
+vectors as F32, which is how llama.cpp computes with them. From a GGUF, untouched tensors and all keys are copied byte
+for byte.
 """
 
 from __future__ import annotations
@@ -104,7 +105,7 @@ class Prepared:
             return self.raw[place].type
         if len(info.shape) < 2 or place.startswith("position_embd"):
             return Kind.F32
-        return FLOATS.get(info.kind, Kind.F32)  # decoded from other formats: exact in float32
+        return FLOATS.get(info.kind, Kind.F32 if info.kind == "F64" else Kind.F16)
 
     def plan(self, chosen: Mapping[str, str]) -> list[Entry]:
         """The file's tensors when `chosen` (state-dict key -> codec name) are compressed."""
@@ -179,7 +180,7 @@ class GGUFTarget:
                 else:
                     data = _unchanged(checkpoint, prepared, entry)
                 assert data.nbytes == entry.nbytes, (entry, data.nbytes)
-                file.write(data.tobytes())
+                file.write(np.ascontiguousarray(data).data)
                 file.write(bytes(_padded(entry.nbytes) - entry.nbytes))
                 entries.append(entry)
             file.seek(0)

@@ -84,7 +84,7 @@ class SafetensorsWriter:
         assert (value.dtype, tuple(value.shape)) == (spec.dtype, spec.shape), (spec, value.dtype, tuple(value.shape))
         self._left.remove(name)
         self._file.seek(self._offsets[name])
-        self._file.write(value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        self._file.write(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
     def __exit__(self, *error: object) -> bool | None:
         if error[0] is None:

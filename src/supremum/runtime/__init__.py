@@ -47,8 +47,8 @@ class Runtime(Protocol):
     def generate(self, tokens: list[int], count: int) -> list[int]:
         """The greedy continuation, `count` ids or fewer if the model ends it."""
 
-    def speed(self, prompt: int, new: int) -> Speed:
-        """Prefill of `prompt` tokens, then `new` tokens one by one."""
+    def speed(self, tokens: list[int], new: int) -> Speed:
+        """Prefill of `tokens`, then `new` tokens one by one."""
 
     def close(self) -> None:
         """Free the model."""

@@ -79,8 +79,7 @@ class LlamaCpp:
         body = {"prompt": list(tokens), "n_predict": count, "temperature": 0, "return_tokens": True}
         return [int(token) for token in self._post("completion", body)["tokens"]]
 
-    def speed(self, prompt: int, new: int) -> Speed:
-        tokens = [1 + i % 97 for i in range(prompt)]
+    def speed(self, tokens: list[int], new: int) -> Speed:
         timings = self._complete(tokens, new + 1, ignore_eos=True, cache_prompt=False)["timings"]
         return Speed(prefill=timings["prompt_per_second"], decode=timings["predicted_per_second"])
 

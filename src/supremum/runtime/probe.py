@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -17,8 +18,13 @@ from ..errors import SupremumError
 from . import load
 
 
+def failure(out: Path) -> Path:
+    """Where a refusal is told: the engines' threads log to stderr whenever they like."""
+    return out.with_suffix(".failed")
+
+
 def main() -> int:
-    request = json.load(sys.stdin)
+    request, out = json.load(sys.stdin), Path(sys.argv[1])
     process = psutil.Process()
     before = process.memory_info().rss
     start = time.perf_counter()
@@ -37,9 +43,9 @@ def main() -> int:
                  "prefill": speed.prefill, "decode": speed.decode}
         runtime.close()
     except SupremumError as error:
-        print(json.dumps({"cause": error.cause, "remedy": error.remedy}), file=sys.stderr)
+        failure(out).write_text(json.dumps({"cause": error.cause, "remedy": error.remedy}))
         return 1
-    with open(sys.argv[1], "wb") as file:
+    with out.open("wb") as file:
         np.savez(file, ids=np.array(ids, np.int64), log_p=np.array(values, np.float32), facts=json.dumps(facts))
     return 0
 

@@ -81,19 +81,18 @@ class Transformers:
         out = self._model.generate(torch.tensor([tokens]), max_new_tokens=count, do_sample=False)
         return out[0, len(tokens):].tolist()
 
-    def speed(self, prompt: int, new: int) -> Speed:
-        tokens = [1 + i % 97 for i in range(prompt)]
+    def speed(self, tokens: list[int], new: int) -> Speed:
         self._forward(tokens[:8])  # compressed weights are decoded by the first pass
         start = time.perf_counter()
         if not self._model.can_generate():
             self._forward(tokens)
-            return Speed(prefill=prompt / (time.perf_counter() - start), decode=0.0)
+            return Speed(prefill=len(tokens) / (time.perf_counter() - start), decode=0.0)
         out = self._forward(tokens, use_cache=True)
         prefilled = time.perf_counter()
         for _ in range(new):
             token = [int(out.logits[0, -1].argmax())]
             out = self._forward(token, use_cache=True, past_key_values=out.past_key_values)
-        return Speed(prefill=prompt / (prefilled - start), decode=new / (time.perf_counter() - prefilled))
+        return Speed(prefill=len(tokens) / (prefilled - start), decode=new / (time.perf_counter() - prefilled))
 
     def close(self) -> None:
         self._model = None

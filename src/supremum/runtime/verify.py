@@ -34,6 +34,7 @@ from torch import Tensor
 
 from ..errors import SupremumError
 from .blockwise import float32_model
+from .probe import failure
 from .rounding import rounded
 from .transformers import answers
 
@@ -112,8 +113,8 @@ def verify(path: str | Path, target: Any, reference: Any = None, *, prompts: lis
     lengths = [sorted({max(1, len(p) * (i + 1) // POSITIONS) for i in range(POSITIONS)}) for p in prompts]
     request = {
         "runtime": target.runtime, "path": str(path), "threads": threads or len(os.sched_getaffinity(0)),
-        "context": _context(reference.config, prompts), "texts": texts, "prompts": prompts, "lengths": lengths,
-        "count": min(TOP, reference.config.vocab_size), "speed": _speed(reference.config),
+        "context": _context(prompts), "texts": texts, "prompts": prompts, "lengths": lengths,
+        "count": min(TOP, reference.config.vocab_size), "speed": _speed(reference.config, prompts),
     }
     ids_PK, log_q_PK, facts = probe(request, timeout)
     log_p_PV, expected = _ours(reference, prompts, lengths, rounds=target.runtime == "llama_cpp")
@@ -141,28 +142,28 @@ def verify(path: str | Path, target: Any, reference: Any = None, *, prompts: lis
 def probe(request: dict[str, Any], timeout: float) -> tuple[Tensor, Tensor, dict[str, Any]]:
     """Run `supremum.runtime.probe` in a fresh process: (ids (P, K) int64, log-probabilities (P, K) float32, facts)."""
     with tempfile.TemporaryDirectory() as folder:
-        answers = Path(folder) / "answers.npz"
-        command = [sys.executable, "-m", "supremum.runtime.probe", str(answers)]
+        out = Path(folder) / "answers.npz"
+        command = [sys.executable, "-m", "supremum.runtime.probe", str(out)]
         try:
             done = subprocess.run(command, input=json.dumps(request), capture_output=True, text=True, timeout=timeout,
                                   errors="replace")
         except subprocess.TimeoutExpired as error:
             raise SupremumError(f"{request['path']}: {request['runtime']} gave no answer in {timeout:g} s.") from error
         if done.returncode != 0:
-            raise _failure(request, done.returncode, [line for line in done.stderr.splitlines() if line.strip()])
-        with np.load(answers, allow_pickle=False) as file:
+            raise _failed(request, done, failure(out))
+        with np.load(out, allow_pickle=False) as file:
             return (torch.from_numpy(file["ids"]), torch.from_numpy(file["log_p"]), json.loads(str(file["facts"])))
 
 
-def _failure(request: dict[str, Any], code: int, lines: list[str]) -> SupremumError:
-    """What went wrong in the probe: its own report, with the first errors that the engine logged before it."""
-    try:
-        told = json.loads(lines[-1])
-        logged = [line for line in lines[:-1] if "error" in line.lower()]
-        return SupremumError(told["cause"], " ".join(logged[:2]) or told["remedy"])
-    except (IndexError, ValueError, TypeError, KeyError):
-        how = f"died of signal {-code}" if code < 0 else "failed"
-        return SupremumError(f"{request['path']}: {request['runtime']} {how}.", " ".join(lines[-3:]))
+def _failed(request: dict[str, Any], done: subprocess.CompletedProcess[str], told: Path) -> SupremumError:
+    """What went wrong in the probe: its own report and the first errors that the engine logged."""
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    if told.exists():
+        report = json.loads(told.read_text())
+        logged = [line for line in lines if "error" in line.lower()]
+        return SupremumError(report["cause"], " ".join(logged[:2]) or report["remedy"])
+    how = f"died of signal {-done.returncode}" if done.returncode < 0 else "failed"
+    return SupremumError(f"{request['path']}: {request['runtime']} {how}.", " ".join(lines[-3:]))
 
 
 def compare(log_p_PV: Tensor, ids_PK: Tensor, log_q_PK: Tensor) -> tuple[Tensor, Tensor, float, float]:
@@ -202,12 +203,13 @@ def _answers(model: Any, prompts: list[list[int]], lengths: list[list[int]]) -> 
     return torch.cat(rows)
 
 
-def _context(config: Any, prompts: list[list[int]]) -> int:
-    longest = max(max(map(len, prompts)) + 8, sum(_speed(config)) + 8)
+def _context(prompts: list[list[int]]) -> int:
+    longest = max(*map(len, prompts), sum(SPEED)) + 8
     return -(-longest // 256) * 256
 
 
-def _speed(config: Any) -> tuple[int, int]:
-    """Fewer tokens where the context is short."""
+def _speed(config: Any, prompts: list[list[int]]) -> tuple[list[int], int]:
+    """The tokens to prefill (the prompts, over and over) and how many to add; fewer where the context is short."""
     room = getattr(config, "max_position_embeddings", 1 << 20)
-    return (min(SPEED[0], room // 2), min(SPEED[1], room // 4))
+    text = [token for prompt in prompts for token in prompt] * SPEED[0]
+    return text[: min(SPEED[0], room // 2)], min(SPEED[1], room // 4)
