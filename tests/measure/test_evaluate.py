@@ -107,6 +107,7 @@ def test_answers_kept_are_answers_computed_again(tiny_model, tmp_path):
     kept = Answers(reference, WINDOWS, keep=True)
     first = quality_of(Answers(candidate, WINDOWS), kept)
     assert len(kept.hidden) == 4 and kept.hidden[0].shape == (40, 64)
+    assert kept.window(1)(slice(3, 5)).shape == (2, 384)  # outside of inference mode, too
     reference.forward = None  # the reference is not run again
     assert quality_of(Answers(candidate, WINDOWS), kept) == first
 

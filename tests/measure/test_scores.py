@@ -39,17 +39,18 @@ def test_a_model_against_itself():
 
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 2**32), positions=st.integers(1, 40), width=st.integers(2, 70),
-       scale=st.floats(0.1, 20), block=st.integers(1, 400))
-def test_agrees_with_float64(seed, positions, width, scale, block):
+       scale=st.floats(0.1, 20), block=st.integers(1, 400), cached=st.integers(1, 400))
+def test_agrees_with_float64(seed, positions, width, scale, block, cached):
     generator = torch.Generator().manual_seed(seed)
     reference = scale * torch.randn(positions, width, generator=generator)
     candidate = reference + torch.randn(positions, width, generator=generator)
     targets = torch.randint(0, width, (positions,), generator=generator)
-    old, scores.ELEMENTS = scores.ELEMENTS, block
+    old = scores.ELEMENTS, scores.CACHED
+    scores.ELEMENTS, scores.CACHED = block, cached
     try:
         one = compare(reference, lambda rows: candidate[rows], targets)
     finally:
-        scores.ELEMENTS = old
+        scores.ELEMENTS, scores.CACHED = old
     p, q = torch.log_softmax(reference.double(), -1), torch.log_softmax(candidate.double(), -1)
     torch.testing.assert_close(one.kl.double(), (p.exp() * (p - q)).sum(-1), rtol=1e-4, atol=2e-6)
     torch.testing.assert_close(one.nll.double(), -q[torch.arange(positions), targets], rtol=1e-5, atol=1e-5)

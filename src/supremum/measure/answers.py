@@ -42,8 +42,7 @@ class Answers:
     def window(self, index: int) -> Rows:
         """Logits (n, V) of a slice of the window's positions, as a function of the slice."""
         if index < len(self.hidden):
-            hidden = self.hidden[index]
-            return lambda rows: self.head(hidden[rows])
+            return self._through_head(self.hidden[index])
         device = next(self.model.parameters()).device
         ids = self.windows[index:index + 1].to(device)
         if self._plain:
@@ -51,11 +50,18 @@ class Answers:
             if torch.allclose(self.head(hidden[-1:]).float(), last.float(), rtol=2e-2, atol=2e-2):
                 if self.keep and index == len(self.hidden):
                     self.hidden.append(hidden)
-                return lambda rows: self.head(hidden[rows])
+                return self._through_head(hidden)
             self._plain = False
             self.hidden.clear()
         logits = self.model(input_ids=ids).logits[0]
         return lambda rows: logits[rows]
+
+    def _through_head(self, hidden: Tensor) -> Rows:
+        @torch.inference_mode()
+        def logits(rows: slice) -> Tensor:
+            return self.head(hidden[rows])
+
+        return logits
 
     def _run(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """The base model's hidden states (T, D) and the model's own logits (1, V) at the last position."""

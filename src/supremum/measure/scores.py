@@ -26,7 +26,8 @@ from ..errors import SupremumError
 Rows = Callable[[slice], Tensor]  # logits (n, V) of a slice of positions
 COMPARED = ("perplexity_reference", "perplexity_reference_se", "excess_nll", "excess_nll_se", "kl_mean", "kl_se",
             "kl_median", "kl_p99", "kl_max", "same_top", "same_top_se")  # what a Quality has only beside a reference
-ELEMENTS = 1 << 22  # logits that are in float32 at one time: 16 MiB each for reference, candidate and a scratch
+ELEMENTS = 1 << 22  # logits that a source is asked for at one time: enough rows for its matrix product to be fast
+CACHED = 1 << 16  # of these, what is in float32 at one time: 256 KiB, which the CPU's caches hold
 
 
 @dataclass(frozen=True)
@@ -78,25 +79,28 @@ def compare(reference: Tensor | Rows | None, candidate: Tensor | Rows, targets: 
     """
     nll, nll_reference, kl, same = [], [], [], []
     for rows in _blocks(candidate, len(targets)):
-        target = targets[rows, None]
-        logq = _logits(candidate, rows)
-        if reference is None:
-            nll.append(-torch.log_softmax(logq, -1).gather(1, target.to(logq.device))[:, 0])
-            continue
-        logp = _logits(reference, rows)
-        if logq.shape[-1] < logp.shape[-1]:
-            raise SupremumError(f"The candidate predicts {logq.shape[-1]} tokens, its reference {logp.shape[-1]}.",
+        target_rows, q_rows = targets[rows, None], _logits(candidate, rows)
+        p_rows = _logits(reference, rows) if reference is not None else None
+        width = q_rows.shape[-1] if p_rows is None else p_rows.shape[-1]
+        if q_rows.shape[-1] < width:
+            raise SupremumError(f"The candidate predicts {q_rows.shape[-1]} tokens, its reference {width}.",
                                 "Compare models that share one vocabulary.")
-        logq = logq[:, :logp.shape[-1]].to(logp.device)
-        same.append(logp.argmax(-1) == logq.argmax(-1))
-        logp, logq, target = torch.log_softmax(logp, -1), torch.log_softmax(logq, -1), target.to(logp.device)
-        nll.append(-logq.gather(1, target)[:, 0])
-        nll_reference.append(-logp.gather(1, target)[:, 0])
-        difference = torch.sub(logp, logq, out=logq)
-        p = logp.exp_()
-        if not torch.isfinite(block := torch.linalg.vecdot(p, difference)).all():
-            block = torch.where(p > 0, p * difference, 0.0).sum(-1)  # a token that p rules out costs nothing
-        kl.append(block)
+        for part in _slices(len(q_rows), max(1, CACHED // width)):
+            logq = q_rows[part, :width].float()
+            target = target_rows[part].to(logq.device)
+            if p_rows is None:
+                nll.append(-torch.log_softmax(logq, -1).gather(1, target)[:, 0])
+                continue
+            logp = p_rows[part].to(logq.device).float()
+            same.append(logp.argmax(-1) == logq.argmax(-1))
+            logp, logq = torch.log_softmax(logp, -1), torch.log_softmax(logq, -1)
+            nll.append(-logq.gather(1, target)[:, 0])
+            nll_reference.append(-logp.gather(1, target)[:, 0])
+            difference = torch.sub(logp, logq, out=logq)
+            p = logp.exp_()
+            if not torch.isfinite(mean := torch.linalg.vecdot(p, difference)).all():
+                mean = torch.where(p > 0, p * difference, 0.0).sum(-1)  # a token that p rules out costs nothing
+            kl.append(mean)
     scores = TokenScores(torch.cat(nll).cpu(), *(torch.cat(part).cpu() if part else None
                                                  for part in (nll_reference, kl, same)))
     for name, values in (("model", scores.nll), ("reference", scores.nll_reference), ("model", scores.kl)):
@@ -107,12 +111,15 @@ def compare(reference: Tensor | Rows | None, candidate: Tensor | Rows, targets: 
 
 
 def _logits(source: Tensor | Rows, rows: slice) -> Tensor:
-    return (source[rows] if isinstance(source, Tensor) else source(rows)).float()
+    return source[rows] if isinstance(source, Tensor) else source(rows)
 
 
-def _blocks(source: Tensor | Rows, length: int) -> Iterable[slice]:
+def _blocks(source: Tensor | Rows, length: int) -> list[slice]:
     width = source.shape[-1] if isinstance(source, Tensor) else source(slice(0, 1)).shape[-1]
-    step = max(1, ELEMENTS // width)
+    return _slices(length, max(1, ELEMENTS // width))
+
+
+def _slices(length: int, step: int) -> list[slice]:
     return [slice(start, min(start + step, length)) for start in range(0, length, step)]
 
 

@@ -1,0 +1,53 @@
+"""Quality of a model that is run block by block: for plans that are not written yet, and models larger than memory."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from ..progress import phase
+from ..stats.streaming import BlockStream
+from ..stats.sweep import batches, run_block
+from .answers import objective
+from .scores import Comparison, Quality
+
+Replaced = Callable[[str], Tensor | None]  # tensor name -> weight (O, I) to use instead, or None
+
+
+@contextlib.contextmanager
+def replacing(stream: BlockStream, replaced: Replaced) -> Iterator[None]:
+    """Within the context the stream's model has these weights."""
+    previous, stream.replaced = stream.replaced, replaced
+    try:
+        yield
+    finally:
+        stream.replaced = previous
+
+
+def final_hidden(stream: BlockStream, windows_NT: Tensor) -> Tensor:
+    """Hidden states (N, T, d) after the last block."""
+    hidden_NTd = torch.cat([stream.embed(windows_NT[part]) for part in batches(windows_NT)])
+    for call in stream.calls(windows_NT):
+        with stream.block(call.block) as block:
+            hidden_NTd = run_block(block, call, hidden_NTd)
+    return hidden_NTd
+
+
+def streamed_quality(stream: BlockStream, windows_NT: Tensor, reference_NTd: Tensor, replaced: Replaced,
+                     name: str = "measure") -> Quality:
+    """KL and perplexity of the model with replaced weights; `reference_NTd`: the original's `final_hidden`."""
+    original = BlockStream(stream.checkpoint, dtype=stream.dtype)
+    goal = objective(stream.model)
+    comparison = Comparison(goal)
+    with phase(name), replacing(stream, replaced), torch.no_grad():
+        candidate_NTd = final_hidden(stream, windows_NT)
+        with original.head() as head_p, stream.head() as head_q:
+            for n, window_T in enumerate(windows_NT):
+                p_TV, q_TV = head_p(reference_NTd[n:n + 1])[0], head_q(candidate_NTd[n:n + 1])[0]
+                if goal == "next":
+                    p_TV, q_TV, window_T = p_TV[:-1], q_TV[:-1], window_T[1:]
+                comparison.add(p_TV, q_TV, window_T)
+    return comparison.quality()
