@@ -13,6 +13,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from supremum.checkpoint import open_checkpoint
+from supremum.errors import CheckpointError
 from tests.conftest import DECODERS, FAMILIES
 
 
@@ -141,6 +142,26 @@ def test_fingerprint_covers_config_weights_and_tokenizer(tiny_model: Callable[..
         data = (folder / name).read_bytes()
         (folder / name).write_bytes(data + b"\n" if name.endswith("json") else data[:-1] + bytes([data[-1] ^ 1]))
         assert open_checkpoint(folder).fingerprint != original
+
+
+def test_hub_id_from_the_cache_when_offline(
+    tiny_model: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hub's own layout: a snapshot of links into a folder of blobs."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    commit, entry = "a" * 40, tmp_path / "models--org--tiny"
+    for folder in (entry / "blobs", entry / "refs", entry / "snapshots" / commit):
+        folder.mkdir(parents=True)
+    (entry / "refs" / "main").write_text(commit)
+    for number, path in enumerate(sorted(tiny_model("llama").iterdir())):
+        shutil.copy(path, entry / "blobs" / str(number))
+        (entry / "snapshots" / commit / path.name).symlink_to(f"../../blobs/{number}")
+    checkpoint = open_checkpoint("org/tiny")
+    assert checkpoint.fingerprint == open_checkpoint(tiny_model("llama")).fingerprint
+    assert open_checkpoint("org/tiny", revision=commit).source == "org/tiny"
+    with pytest.raises(CheckpointError, match="org/other: is not a local path"):
+        open_checkpoint("org/other")
 
 
 def test_tokenizer_and_chat_template(tiny_model: Callable[..., Path]) -> None:

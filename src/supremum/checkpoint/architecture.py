@@ -26,16 +26,12 @@ from ..errors import CheckpointError
 # Buffers that older versions of Transformers stored; they are computed from the config today.
 COMPUTED = re.compile(r"(^|\.)(rotary_emb\.inv_freq|position_ids|token_type_ids|attn\.(masked_)?bias)$")
 HEADS = re.compile(r"(ForPreTraining|ForMaskedLM|ForCausalLM|LMHeadModel|(?<!PreTrained)Model)$")
+COUNTS = {"num_labels": 1 << 16, "num_experts": 1 << 12, "num_local_experts": 1 << 12, "num_hidden_groups": 1 << 12}
+LAYERS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers")
 SIZES = (
-    "vocab_size",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "num_key_value_heads",
-    "head_dim",
-    "max_position_embeddings",
-)
+    "vocab_size", "hidden_size", "n_embd", "dim", "num_attention_heads", "n_head", "n_heads", "intermediate_size",
+    "n_inner", "hidden_dim", "num_key_value_heads", "head_dim", "max_position_embeddings", "n_positions",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -62,7 +58,7 @@ class Names:
 def model_class(config: PretrainedConfig, path: Path) -> type[PreTrainedModel]:
     """The Transformers class that `config.architectures` names."""
     names = getattr(config, "architectures", None)
-    if not names or not isinstance(names[0], str):
+    if not isinstance(names, (list, tuple)) or not names or not isinstance(names[0], str):
         raise CheckpointError(
             f"{path}: `architectures` names no model class.",
             'Add it, for instance "architectures": ["LlamaForCausalLM"].',
@@ -81,20 +77,25 @@ def model_class(config: PretrainedConfig, path: Path) -> type[PreTrainedModel]:
     return found
 
 
-def check_sizes(config: PretrainedConfig, path: Path, tensors: int) -> None:
-    """Refuse sizes that no model has before anything is built from them. `tensors`: how many the file holds."""
-    for name in SIZES:
-        value = getattr(config, name, None)
+def check_sizes(settings: Mapping[str, Any], path: Path, tensors: int) -> None:
+    """Refuse sizes that no model has, before a config or a module is built from them.
+
+    `settings`: config.json or what stands for it; `tensors`: how many the file holds, more than any model has layers.
+    """
+    for name in (*SIZES, *LAYERS, *COUNTS):
+        value = settings.get(name)
         if value is None or isinstance(value, list):
             continue
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 1 << 31:
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= COUNTS.get(name, 2**31 - 1):
             raise CheckpointError(f"{path}: {name} is {value!r}.", "Repair config.json or download the model again.")
-    layers = getattr(config, "num_hidden_layers", None) or 0
-    if layers > max(tensors, 64):
-        raise CheckpointError(
-            f"{path}: {layers} layers, but the weights hold only {tensors} tensors.",
-            "config.json belongs to another model, or shards are missing.",
-        )
+        if name in LAYERS and value > max(tensors, 64):
+            raise CheckpointError(
+                f"{path}: {value} layers, but the weights hold only {tensors} tensors.",
+                "config.json belongs to another model, or shards are missing.",
+            )
+    for inner in settings.values():
+        if isinstance(inner, dict):
+            check_sizes(inner, path, tensors)
 
 
 def build(

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig
 
 from ..errors import CheckpointError
-from .architecture import short_reason
+from .architecture import check_sizes, short_reason
 from .gguf_header import GGUFHeader
 from .gguf_metadata import rope_tensors
 
@@ -58,7 +58,7 @@ def read_config(path: Path, header: GGUFHeader, read: Callable[[str], Tensor]) -
     keys = _Keys(path, arch, header.metadata)
     if header.metadata.get("split.count", 1) not in (0, 1):
         raise CheckpointError(f"{path}: is one part of a split model.", "Join them with `llama-gguf-split --merge`.")
-    if keys.get("expert_count", 0):
+    if keys.get("expert_count"):
         raise CheckpointError(f"{path}: is a mixture of experts, which is not read from GGUF here.",
                               "Give the Hugging Face folder.")  # fmt: skip
     if "token_embd.weight" not in header.tensors:
@@ -76,6 +76,7 @@ def read_config(path: Path, header: GGUFHeader, read: Callable[[str], Tensor]) -
                      "n_inner": keys.need("feed_forward_length")}  # fmt: skip
     else:
         settings |= _rotary_model(keys, header, settings, read)
+    check_sizes(settings, path, len(header.tensors))
     try:
         config = AutoConfig.for_model(model_type, **settings)
     except Exception as error:  # config classes validate with their own exceptions
@@ -92,22 +93,28 @@ class _Keys:
         self.path, self.arch, self.metadata = path, arch, metadata
 
     def get(self, name: str, default: Any = None) -> Any:
-        value = exact(self.metadata.get(f"{self.arch}.{name}", default))
+        """A positive number, or `default` when the file does not have the key (or has 0, which means the same)."""
+        value = self.metadata.get(f"{self.arch}.{name}")
         if isinstance(value, list):
-            if len(set(map(str, value))) != 1:
+            if not value or any(v != value[0] for v in value):
                 raise CheckpointError(f"{self.path}: {self.arch}.{name} differs from layer to layer.",
                                       "Give the model's Hugging Face folder.")  # fmt: skip
-            value = exact(value[0])
-        if value is not None and default is None and isinstance(value, bool):
-            raise CheckpointError(f"{self.path}: {self.arch}.{name} is not a number.", "Convert the model again.")
-        return value
+            value = value[0]
+        if value is None or value == 0:
+            return default
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
+            raise self.refuse(name, value)
+        return exact(value)
 
     def need(self, name: str) -> Any:
         value = self.get(name)
-        if not isinstance(value, (int, float)) or value <= 0:
-            raise CheckpointError(f"{self.path}: {self.arch}.{name} is {str(value)[:40]}.",
-                                  "Convert the model again with a current llama.cpp.")  # fmt: skip
+        if value is None:
+            raise self.refuse(name, self.metadata.get(f"{self.arch}.{name}"))
         return value
+
+    def refuse(self, name: str, value: Any) -> CheckpointError:
+        return CheckpointError(f"{self.path}: {self.arch}.{name} is {str(value)[:40]}.",
+                               "Convert the model again with a current llama.cpp.")  # fmt: skip
 
 
 def _rotary_model(keys: _Keys, header: GGUFHeader, settings: dict[str, Any],
@@ -115,15 +122,17 @@ def _rotary_model(keys: _Keys, header: GGUFHeader, settings: dict[str, Any],
     """Settings of the gated decoders with rotary positions: all but GPT-2."""
     heads = settings["num_attention_heads"]
     found: dict[str, Any] = {hf: keys.need(name) for name, hf in GATED.items()}
-    found["num_key_value_heads"] = keys.get("attention.head_count_kv") or heads
+    found["num_key_value_heads"] = keys.get("attention.head_count_kv", heads)
     width = keys.get("rope.dimension_count")
     size = keys.get("attention.key_length")
     if size is None:
         size = width if keys.arch == "llama" and width else settings["hidden_size"] // heads
+    if size < 1:
+        raise keys.refuse("attention.head_count", heads)
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": float(keys.get("rope.freq_base", 10000.0))}
     if keys.arch == "phi3":
         rope["partial_rotary_factor"] = (width or size) / size
-        found["sliding_window"] = keys.get("attention.sliding_window") or None
+        found["sliding_window"] = keys.get("attention.sliding_window")
     else:
         found["head_dim"] = size
     if keys.arch == "llama":

@@ -115,9 +115,10 @@ def _wrapped(path: Path, metadata: Mapping[str, Any], tokens: list[str], backend
             special_tokens=[(token, tokens.index(token)) for token in dict.fromkeys(used)])  # fmt: skip
     else:
         backend.post_processor = processors.ByteLevel(trim_offsets=False)
+    template = metadata.get("tokenizer.chat_template")
     length = metadata.get(f"{metadata.get('general.architecture')}.context_length")
     return PreTrainedTokenizerFast(
-        tokenizer_object=backend, chat_template=metadata.get("tokenizer.chat_template"),
+        tokenizer_object=backend, chat_template=template if isinstance(template, str) else None,
         clean_up_tokenization_spaces=False, **special,
         **({"model_max_length": length} if isinstance(length, int) else {}))  # fmt: skip
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
 
 from ..errors import CheckpointError
-from .architecture import TensorInfo, short_reason
+from .architecture import TensorInfo, check_sizes, short_reason
 from .opened import Checkpoint, Store
 from .safetensors_file import DTYPES, SafetensorsFile
 from .safety import inside, read_json, refuse_code, refuse_pickles
@@ -67,9 +67,10 @@ class SafetensorsStore:
 
 def open_folder(folder: Path, source: str) -> Checkpoint:
     """Open a Hugging Face folder. Raises CheckpointError naming the file and the cause."""
-    settings, config = read_config(folder)
+    settings = read_settings(folder)
     files = weight_files(folder)
     plain = SafetensorsStore([SafetensorsFile(path) for path in files])
+    config = build_config(folder, settings, len(plain.entries))
     store: Store = plain
     format = "safetensors"
     quantization = settings.get("quantization_config")
@@ -96,8 +97,8 @@ def open_folder(folder: Path, source: str) -> Checkpoint:
     )
 
 
-def read_config(folder: Path) -> tuple[dict[str, Any], PretrainedConfig]:
-    """config.json as it is, and as Transformers understands it (never with remote code)."""
+def read_settings(folder: Path) -> dict[str, Any]:
+    """config.json as it is, checked to ask for no code."""
     if not (folder / "config.json").exists():
         if (folder / "adapter_config.json").exists():
             raise CheckpointError(
@@ -109,6 +110,13 @@ def read_config(folder: Path) -> tuple[dict[str, Any], PretrainedConfig]:
     path = inside(folder, "config.json")
     settings = read_json(path)
     refuse_code(path, settings)
+    return settings
+
+
+def build_config(folder: Path, settings: dict[str, Any], tensors: int) -> PretrainedConfig:
+    """config.json as Transformers understands it, without remote code. `tensors`: how many the weights hold."""
+    path = folder / "config.json"
+    check_sizes(settings, path, tensors)
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except Exception as error:  # ValueError, KeyError, TypeError, validation errors: all are the file's fault
@@ -118,7 +126,7 @@ def read_config(folder: Path) -> tuple[dict[str, Any], PretrainedConfig]:
         ) from error
     if hasattr(config, "quantization_config"):
         del config.quantization_config
-    return settings, config
+    return config
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 
 from ..errors import CheckpointError
-from .architecture import TensorInfo, build, check_sizes, resolve
+from .architecture import TensorInfo, build, resolve
 
 
 class Store(Protocol):
@@ -54,7 +54,6 @@ class Checkpoint:
         self._store = store
         self._load_tokenizer = load_tokenizer
         self._tokenizer: Any = None
-        check_sizes(config, config_path, len(store.entries))
         self._pooling = any("pooler" in name for name in store.entries)
         shapes = build(config, config_path, pooling=self._pooling, real_buffers=False)
         names = resolve(shapes, store.entries, path)

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from ..errors import CheckpointError
-from .architecture import TensorInfo, build, check_sizes, short_reason
+from .architecture import TensorInfo, build, short_reason
 from .gguf_config import ROPE_TENSORS, read_config
 from .gguf_header import GGUFHeader, GGUFTensor, read_header
 from .gguf_layout import Layout
@@ -99,7 +99,6 @@ def open_gguf(path: Path, source: str) -> Checkpoint:
         return read_tensor(path, place)
 
     config = read_config(path, header, small)
-    check_sizes(config, path, len(header.tensors))
     try:
         store = GGUFStore(path, header, config)
     except (KeyError, ValueError, IndexError) as error:
