@@ -197,6 +197,9 @@ def test_a_failure_leaves_no_file(tiny_model, tmp_path):
         GGUF.write(checkpoint, {"nowhere": nearest(torch.ones(4, 32), codecs.get("Q8_0"))}, tmp_path)
     with pytest.raises(CheckpointError, match="does not fit"):
         GGUF.write(checkpoint, {name: nearest(torch.ones(4, 32), codecs.get("Q8_0"))}, tmp_path)
+    for codec in ("Q4_K", "int4-g64"):  # rows of 64 weights
+        with pytest.raises(CheckpointError, match="cannot hold rows of 64"):
+            GGUF.size(checkpoint, {name: codec})
     assert list(tmp_path.iterdir()) == []
 
 

@@ -112,7 +112,7 @@ class Prepared:
         unknown = chosen.keys() - {e.source for e in self.entries}
         if unknown:
             raise CheckpointError(f"The plan names {sorted(unknown)[0]}, which the checkpoint does not have.")
-        return [replace(e, kind=Kind[chosen[e.source]]) if e.source in chosen else e for e in self.entries]
+        return [_retyped(e, chosen[e.source]) if e.source in chosen else e for e in self.entries]
 
     def head(self, entries: list[Entry]) -> bytes:
         """Everything before the first tensor. The length does not depend on the tensors' types."""
@@ -190,13 +190,18 @@ class GGUFTarget:
     @staticmethod
     def _blocks(layout: Layout, entry: Entry, coded: Coded) -> tuple[Entry, np.ndarray]:
         """The packed rows in the file's order."""
-        if coded.codec.name not in Kind.__members__ or tuple(coded.shape) != entry.shape:
-            raise CheckpointError(f"{entry.source}: {coded.codec.name} {tuple(coded.shape)} does not fit GGUF's "
-                                  f"{entry.name} {entry.shape}.")
+        if tuple(coded.shape) != entry.shape:
+            raise CheckpointError(f"{entry.source}: {tuple(coded.shape)} does not fit {entry.name} {entry.shape}.")
         (blocks,) = coded.tensors.values()
         rows_OB = blocks.reshape(entry.shape[0], -1)
         order = layout.rows(entry.source, entry.shape[0])
-        return replace(entry, kind=Kind[coded.codec.name]), (rows_OB if order is None else rows_OB[order]).numpy()
+        return _retyped(entry, coded.codec.name), (rows_OB if order is None else rows_OB[order]).numpy()
+
+
+def _retyped(entry: Entry, codec: str) -> Entry:
+    if codec not in Kind.__members__ or entry.shape[-1] % gguf.GGML_QUANT_SIZES[Kind[codec]][0]:
+        raise CheckpointError(f"{entry.source}: {codec} cannot hold rows of {entry.shape[-1]} weights in GGUF.")
+    return replace(entry, kind=Kind[codec])
 
 
 def _model_name(checkpoint: Any) -> str:
