@@ -12,11 +12,13 @@ import pytest
 import torch
 import transformers
 from gguf.quants import _type_traits
+from tokenizers import Tokenizer, models, normalizers
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
 from supremum.checkpoint import demo_path, open_checkpoint
 from supremum.checkpoint.gguf_header import GGUFTensor, read_header
 from supremum.checkpoint.gguf_metadata import add_hyperparameters, rope_tensors
+from supremum.checkpoint.gguf_tokenizer import build_tokenizer
 from supremum.checkpoint.pretokenizers import RULES, name_of, rule
 from supremum.checkpoint.read_gguf import read_tensor
 from supremum.errors import CheckpointError
@@ -143,6 +145,36 @@ def test_tokenizer_of_a_tiny_file(tiny_model: Callable[..., Path], tmp_path: Pat
     for text in ("The river moves 42 stones.", "<|im_start|>user\nhi<|im_end|>", "  tabs\tand ünïcode"):
         assert ours(text).input_ids == folder.tokenizer()(text).input_ids
     assert (ours.bos_token_id, ours.eos_token_id, ours.pad_token_id) == (0, 1, 1)
+
+
+@pytest.mark.parametrize(("arch", "prefix"), [("llama", True), ("llama", False), ("gemma3", False)])
+def test_sentencepiece(tmp_path: Path, arch: str, prefix: bool) -> None:
+    """Scores are minus the rank of a piece, as SentencePiece's BPE trainer gives them."""
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256)), "▁r", "er", "iv", "▁riv", "▁river", "▁▁"]
+    pieces += list("▁abcdefghijklmnopqrstuvwxyz")
+    vocab = {piece: i for i, piece in enumerate(pieces)}
+    merges = [(p[:i], p[i:]) for p in pieces[259:] for i in range(1, len(p)) if p[:i] in vocab and p[i:] in vocab]
+    original = Tokenizer(models.BPE(vocab=vocab, merges=merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    spaces = [normalizers.Replace(" ", "▁")]
+    original.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), *spaces] if prefix else spaces)
+    original.add_special_tokens(["<unk>", "<s>", "</s>"])
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", arch)
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(pieces)
+    writer.add_token_scores([0.0] * 259 + [-float(i) for i in range(len(pieces) - 259)])
+    writer.add_token_types([2, 3, 3] + [6] * 256 + [1] * (len(pieces) - 259))
+    for add, token in ((writer.add_unk_token_id, 0), (writer.add_bos_token_id, 1), (writer.add_eos_token_id, 2)):
+        add(token)
+    writer.add_add_space_prefix(prefix)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    ours = build_tokenizer(tmp_path / "m.gguf", read_header(tmp_path / "m.gguf").metadata)
+    for text in ("the river", "  rivers  over 東", "a</s>river", ""):
+        assert ours(text).input_ids == [1, *original.encode(text).ids]  # BOS unless the file says otherwise
+        if "</s>" not in text:
+            assert ours.decode(ours(text).input_ids, skip_special_tokens=True) == text
 
 
 @pytest.mark.parametrize("named", [name for r in RULES for name in r.names])

@@ -1,7 +1,7 @@
 """A Transformers tokenizer from a GGUF file's `tokenizer.ggml.*` keys.
 
 Byte-level BPE ("gpt2") is rebuilt here: vocabulary, merges, and the splitting rule that the file only names
-(`pretokenizers`). SentencePiece ("llama") goes through Transformers' own converter, which recovers merges from scores.
+(`pretokenizers`). SentencePiece ("llama") takes its merges, recovered from scores, from Transformers' own converter.
 Token types: 3 control, 4 user-defined (taken whole), https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 """
 
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from ..errors import CheckpointError
@@ -84,6 +84,13 @@ def _sentencepiece(path: Path, metadata: Mapping[str, Any], tokens: list[str]) -
              "add_space_prefix": "add_prefix_space"}  # fmt: skip
     described = {theirs: metadata[KEY + ours] for ours, theirs in names.items() if KEY + ours in metadata}
     backend, _ = convert_gguf_tokenizer(metadata["general.architecture"], described)
+    # the converter places the leading space as newer Llama tokenizers do; llama.cpp puts one before every stretch of text
+    prefix = bool(metadata.get(f"{KEY}add_space_prefix", True))
+    spaces = [normalizers.Replace(" ", "▁")]
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), *spaces] if prefix else spaces)
+    backend.pre_tokenizer = None
+    text = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    backend.decoder = decoders.Sequence([*text, decoders.Strip(" ", 1, 0)] if prefix else text)
     return backend
 
 

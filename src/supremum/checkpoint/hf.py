@@ -140,7 +140,7 @@ def weight_files(folder: Path) -> list[Path]:
         names = [p.name for p in folder.iterdir()]
         refuse_pickles(folder, names)
         raise CheckpointError(
-            f"{folder}: has neither {SINGLE} nor {INDEX}.", "Download the model again, with its weights."
+            f"{folder}: has neither {SINGLE} nor {INDEX}.", "Weights are read from safetensors only; get them in that form."
         )
     path = inside(folder, INDEX)
     weight_map = read_json(path).get("weight_map")
