@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from supremum.text import decode
-from supremum.text.decode import Decoder, GrowingLayer
+from supremum.text.decode import Decoder, GrowingLayer, cache_bytes
 
 CASES = {
     "llama": {}, "llama-mha": {"num_key_value_heads": 4}, "qwen2": {}, "qwen3": {}, "gpt2": {}, "phi3": {},
@@ -31,6 +31,8 @@ def test_steps_equal_one_pass(case, tiny_model, monkeypatch):
     assert all(isinstance(layer, GrowingLayer) for layer in decoder.cache.layers)
     got = torch.stack([decoder.step(column) for column in tokens.T], 1)
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+    held = sum(tensor.numel() * 4 for layer in decoder.cache.layers for tensor in (layer.keys, layer.values))
+    assert "sliding" in case or case == "gemma3" or held == cache_bytes(decoder.model.config, torch.float32) * 3 * 32
 
 
 @torch.inference_mode()

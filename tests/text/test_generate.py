@@ -103,6 +103,16 @@ def test_the_same_seed_writes_the_same_text(tiny_model):
     assert [bool((row[:len(opening)] == opening).all()) for row in first] == [False, True] * 3
 
 
+def test_the_cache_bounds_the_batch(tiny_model, monkeypatch):
+    """Two layers, two key heads of 16, float32: 512 bytes a position, 12 KiB a row of 24."""
+    checkpoint, batches = open_checkpoint(tiny_model("llama")), []
+    monkeypatch.setattr(generate, "CACHE", 40_000)
+    monkeypatch.setattr(generate, "write", lambda step, starts, talks, **kwargs: batches.append(len(talks)) or
+                        torch.zeros(len(talks), 24, dtype=torch.int64))
+    assert self_generated(checkpoint, tokens=24 * 8, length=24, seed=0, dtype=torch.float32).shape == (8, 24)
+    assert batches == [3, 3, 2]
+
+
 def test_what_is_written_is_likely_to_the_model(tiny_model):
     """E[-log p(x)] of sampled tokens is the entropy E[H(p)]; of uniformly random tokens it is far more."""
     checkpoint = open_checkpoint(tiny_model("llama", initializer_range=0.4))

@@ -75,6 +75,14 @@ def decoding_cache(config: Any) -> Cache:
     return Cache(layers=[GrowingLayer(window if kind == "sliding_attention" else None) for kind in kinds])
 
 
+def cache_bytes(config: Any, dtype: torch.dtype) -> int:
+    """Bytes of keys and values that one position of one row takes in all layers."""
+    config = config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return 2 * config.num_hidden_layers * heads * size * dtype.itemsize
+
+
 def grouped_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
                       scaling: float | None = None, dropout: float = 0.0, softcap: float | None = None,
                       **kwargs: Any) -> tuple[Tensor, None]:

@@ -19,17 +19,19 @@ from torch import Tensor
 
 from ..errors import SupremumError
 from ..progress import phase
-from .decode import Decoder
+from .decode import Decoder, cache_bytes
 from .windows import check_budget, check_context, frame
 
 BLOCK = 256  # vocabulary entries that are summed together before the cumulative sums
 ELEMENTS = 1 << 23  # logits in float32 at one time: 32 MiB
+CACHE = 2 << 30  # bytes; a constant, so that the text does not depend on what memory is free
 COMMON = 8  # starts are drawn from the first eighth of the vocabulary: byte-pair merges are numbered by frequency
 
 
-def self_generated(checkpoint: Any, *, tokens: int, length: int, seed: int, batch: int = 64,
+def self_generated(checkpoint: Any, *, tokens: int, length: int, seed: int, batch: int = 96,
                    dtype: torch.dtype | None = None, chat: float = 0.5) -> Tensor:
-    """Windows (n, length) int64 written by the model, n = tokens // length, at most `batch` of them at a time.
+    """Windows (n, length) int64 written by the model, n = tokens // length, at most `batch` of them at a time
+    (fewer where their KV cache would exceed CACHE bytes).
 
     `chat`: the share of rows that are conversations, where the tokenizer has a chat template. `dtype`: what the model
     computes in (None: bfloat16 where the CPU multiplies in it). The same seed gives the same text on the same machine
@@ -42,6 +44,7 @@ def self_generated(checkpoint: Any, *, tokens: int, length: int, seed: int, batc
     count = check_budget(tokens, length)
     check_context(checkpoint, length)
     model = checkpoint.model(dtype or fast_dtype())
+    batch = max(1, min(batch, CACHE // (cache_bytes(checkpoint.config, model.dtype) * length)))
     starts = Starts.of(checkpoint.tokenizer(), model, checkpoint.config.get_text_config().vocab_size)
     generator = torch.Generator().manual_seed(seed)
     rounds = -(-count // batch)
