@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import resource
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -14,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 T = TypeVar("T")
 console = Console(stderr=True)
 timings: dict[str, float] = {}  # seconds a phase, in the order of their ends; the report shows them
+peaks: dict[str, float] = {}  # the process's largest resident memory by the end of each phase, MB
 
 
 @contextlib.contextmanager
@@ -32,16 +34,23 @@ def phase(name: str, total: int | None = None) -> Iterator[Callable[[], None]]:
             print(f"{name} {time.perf_counter() - started:.1f} s", file=sys.stderr, flush=True)
     finally:
         timings[name] = timings.get(name, 0.0) + time.perf_counter() - started
+        peaks[name] = peak_rss_mb()
 
 
 def track(items: Iterable[T], name: str, total: int | None = None) -> Iterator[T]:
     """Iterate over `items` as one phase."""
     if total is None and hasattr(items, "__len__"):
-        total = len(items)
+        total = len(items)  # type: ignore[arg-type]
     with phase(name, total) as advance:
         for item in items:
             yield item
             advance()
+
+
+def peak_rss_mb() -> float:
+    """Largest resident memory of this process so far, MB (10^6 bytes)."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
 
 
 def note(text: str) -> None:

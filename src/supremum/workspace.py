@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import json
 import os
 import shutil
@@ -55,9 +54,10 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def fingerprint(inputs: Mapping[str, Any]) -> str:
-    """Hash of everything that the results depend on (JSON-serialisable)."""
-    return hashlib.sha256(json.dumps(inputs, sort_keys=True, default=str).encode()).hexdigest()
+def plain(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """As JSON holds it, so that states can be compared."""
+    state: dict[str, Any] = json.loads(json.dumps(dict(inputs), sort_keys=True, default=str))
+    return state
 
 
 class Workspace:
@@ -75,7 +75,7 @@ class Workspace:
             raise StateError(f"{folder}: another run is using this output.",
                              "Wait for it, or choose another --out.") from error
         state = folder / "state.json"
-        wanted = json.loads(json.dumps(dict(inputs), sort_keys=True, default=str))
+        wanted = plain(inputs)
         if fresh:
             for item in folder.iterdir():
                 if item.name != "lock":
@@ -126,6 +126,10 @@ class Workspace:
     def load(self, name: str, keys: list[str] | None = None) -> dict[str, Tensor]:
         with safe_open(self.path(name), "pt") as file:
             return {k: file.get_tensor(k) for k in (keys if keys is not None else file.keys())}
+
+    def keys(self, name: str) -> list[str]:
+        with safe_open(self.path(name), "pt") as file:
+            return list(file.keys())
 
     def remove(self, pattern: str) -> None:
         """Delete finished steps that nothing needs any more."""

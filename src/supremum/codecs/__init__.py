@@ -44,6 +44,8 @@ class Codec(Protocol):
     block: int  # columns that are stored together; in_features must be a multiple
     affine: bool  # whether there is an offset
 
+    def __hash__(self) -> int: ...
+
     def project(self, scale_OG: Tensor, offset_OG: Tensor | None) -> Grid:
         """The storable grid nearest to the wished scales and offsets (float32, (O, G))."""
 

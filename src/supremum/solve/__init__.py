@@ -1,5 +1,5 @@
 """Solvers: what picks a codec's values. Nearest rounding, GPTQ and the drift-corrected target are settings of one."""
 
-from .cancellation import distortion, nearest, solve
+from .cancellation import Metric, distortion, nearest, solve, solve_together
 
-__all__ = ["distortion", "nearest", "solve"]
+__all__ = ["Metric", "distortion", "nearest", "solve", "solve_together"]

@@ -15,6 +15,10 @@ matrix product.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -44,52 +48,99 @@ def inverse_factor(metric_II: Tensor) -> Tensor:
     return torch.linalg.solve_triangular(factor_II, identity_II, upper=True).float()
 
 
-def solve(target_OI: Tensor, moment_II: Tensor, codec: Codec, *, feedback: bool = True, act_order: bool = True,
-          damping: float = 0.01, refits: int = 1, grid: Grid | None = None) -> Coded:
-    """Choose the codes (and, unless `grid` is given, the scales) of one matrix.
+@dataclass(frozen=True)
+class Metric:
+    """A second moment made ready for solving: damped, ordered, inverted. Layers that share inputs share it."""
 
-    target_OI: what the codes should reproduce, (O, I). moment_II: second moment of the inputs, (I, I). feedback: cancel
-    errors in later columns; False is nearest rounding under searched scales. act_order: largest diag(S) first, as the
-    columns rounded last find nothing behind them to absorb their error. refits: joint least-squares scale fits, each
-    followed by another pass. Raises torch.linalg.LinAlgError only if the damped moment is not positive definite.
+    moment_II: Tensor  # damped, float32
+    order_I: Tensor
+    factor_II: Tensor  # U of the ordered moment
+
+    @classmethod
+    def of(cls, moment_II: Tensor, *, damping: float = 0.01, act_order: bool = True) -> Metric:
+        """act_order: largest diag(S) first, as the columns rounded last find nothing behind them to absorb their error.
+        Raises torch.linalg.LinAlgError if the damped moment is not positive definite."""
+        moment_II = damped(moment_II.float(), damping)
+        order_I = torch.argsort(moment_II.diagonal(), descending=True, stable=True) if act_order else \
+            torch.arange(len(moment_II))
+        return cls(moment_II, order_I, inverse_factor(moment_II[order_I][:, order_I]))
+
+
+def solve(target_OI: Tensor, metric: Metric | Tensor, codec: Codec, *, feedback: bool = True, refits: int = 1) -> Coded:
+    """Choose scales and codes of one matrix.
+
+    target_OI: what the codes should reproduce, (O, I). metric: second moment of the inputs (I, I), or made ready.
+    feedback: cancel errors in later columns; False is nearest rounding under searched scales. refits: joint
+    least-squares scale fits, each followed by another pass; the best of all passes is kept.
     """
-    target_OI = target_OI.float()
-    metric_II = damped(moment_II.float(), damping)
-    if not feedback:
-        grid = grid or search(target_OI, metric_II.diagonal(), codec)
-        return _coded(_nearest_codes(target_OI, grid, codec), grid, codec, target_OI)
-    order_I = torch.argsort(metric_II.diagonal(), descending=True, stable=True) if act_order else \
-        torch.arange(len(metric_II))
-    factor_II = inverse_factor(metric_II[order_I][:, order_I])
-    best: tuple[float, Tensor, Grid] | None = None
-    grid = grid or search(target_OI, metric_II.diagonal(), codec)
-    for turn in range(refits + 1):
-        codes_OI = _cancel(target_OI, factor_II, order_I, grid, codec)
-        loss = distortion(target_OI - decode_grid(codec, codes_OI, grid), metric_II)
-        if best is None or loss < best[0]:
-            best = (loss, codes_OI, grid)
-        if turn < refits:
-            grid = refit(target_OI, codes_OI, grid, metric_II, codec)
-            loss = distortion(target_OI - decode_grid(codec, codes_OI, grid), metric_II)
-            if loss < best[0]:
-                best = (loss, codes_OI, grid)
-    assert best is not None
-    return _coded(best[1], best[2], codec, target_OI)
+    return solve_together({"": target_OI}, metric, codec, feedback=feedback, refits=refits)[""]
+
+
+def solve_together(targets: Mapping[str, Tensor], metric: Metric | Tensor, codec: Codec, *, feedback: bool = True,
+                   refits: int = 1) -> dict[str, Coded]:
+    """`solve` for layers that read the same inputs, their rows stacked: rows do not interact, so the result is the same."""
+    metric = metric if isinstance(metric, Metric) else Metric.of(metric)
+    target_OI = torch.cat([target.float() for target in targets.values()])
+    with one_thread():
+        return _solve_stacked(targets, target_OI, metric, codec, feedback, refits)
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Column by column the work is too small to share: threads would only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _solve_stacked(targets: Mapping[str, Tensor], target_OI: Tensor, metric: Metric, codec: Codec, feedback: bool,
+                   refits: int) -> dict[str, Coded]:
+    grid = search(target_OI, metric.moment_II.diagonal(), codec)
+    codes_OI = _cancel(target_OI, metric, grid, codec) if feedback else _nearest_codes(target_OI, grid, codec)
+    best = (_loss(target_OI, codes_OI, grid, codec, metric), codes_OI, grid)
+    for _ in range(refits if feedback else 0):
+        grid = refit(target_OI, best[1], best[2], metric.moment_II, codec)
+        codes_OI = _cancel(target_OI, metric, grid, codec)
+        better_O = (loss_O := _loss(target_OI, codes_OI, grid, codec, metric)) < best[0]
+        best = (torch.where(better_O, loss_O, best[0]), torch.where(better_O[:, None], codes_OI, best[1]),
+                _pick(better_O, grid, best[2]))
+    coded, start = {}, 0
+    for name, target in targets.items():
+        rows = slice(start, start + target.shape[0])
+        part = Grid(best[2].scale_OG[rows], None if best[2].offset_OG is None else best[2].offset_OG[rows],
+                    {key: value[rows] for key, value in best[2].fields.items()})
+        coded[name] = Coded(codec, codec.pack(best[1][rows], part), (target.shape[0], target.shape[1]))
+        start = rows.stop
+    return coded
+
+
+def _loss(target_OI: Tensor, codes_OI: Tensor, grid: Grid, codec: Codec, metric: Metric) -> Tensor:
+    change_OI = target_OI - decode_grid(codec, codes_OI, grid)
+    return torch.linalg.vecdot(change_OI @ metric.moment_II, change_OI)
+
+
+def _pick(first_O: Tensor, first: Grid, second: Grid) -> Grid:
+    def pick(a: Tensor, b: Tensor) -> Tensor:
+        return torch.where(first_O.view(-1, *[1] * (a.ndim - 1)), a, b)
+
+    return Grid(pick(first.scale_OG, second.scale_OG),
+                None if first.offset_OG is None or second.offset_OG is None else pick(first.offset_OG, second.offset_OG),
+                {key: pick(value, second.fields[key]) for key, value in first.fields.items()})
 
 
 def nearest(weight_OI: Tensor, codec: Codec) -> Coded:
     """Nearest rounding with scales searched for the plain squared error: no calibration text needed."""
     grid = search(weight_OI.float(), torch.ones(weight_OI.shape[1]), codec)
-    return _coded(_nearest_codes(weight_OI.float(), grid, codec), grid, codec, weight_OI)
+    codes_OI = _nearest_codes(weight_OI.float(), grid, codec)
+    return Coded(codec, codec.pack(codes_OI, grid), (weight_OI.shape[0], weight_OI.shape[1]))
 
 
 def distortion(change_OI: Tensor, metric_II: Tensor) -> float:
     """tr(dW S dW^T): squared output error per token, summed over outputs."""
     return float(((change_OI @ metric_II) * change_OI).sum(dtype=torch.float64))
-
-
-def _coded(codes_OI: Tensor, grid: Grid, codec: Codec, like_OI: Tensor) -> Coded:
-    return Coded(codec, codec.pack(codes_OI, grid), (like_OI.shape[0], like_OI.shape[1]))
 
 
 def _nearest_codes(weight_OI: Tensor, grid: Grid, codec: Codec) -> Tensor:
@@ -106,10 +157,11 @@ def _index(level: Tensor, codec: Codec) -> Tensor:
     return torch.searchsorted(codec.levels, level.contiguous()).to(torch.uint8)
 
 
-def _cancel(target_OI: Tensor, factor_II: Tensor, order_I: Tensor, grid: Grid, codec: Codec) -> Tensor:
+def _cancel(target_OI: Tensor, metric: Metric, grid: Grid, codec: Codec) -> Tensor:
     """One pass over the columns in the given order; returns codes (O, I) in the natural order."""
     out_features, in_features = target_OI.shape
     step = codec.step or in_features
+    factor_II, order_I = metric.factor_II, metric.order_I
     work_IO = target_OI.T[order_I].contiguous()
     scale_GO = grid.scale_OG.T.contiguous()
     inverse_GO = torch.where(scale_GO == 0, 0.0, 1 / scale_GO)

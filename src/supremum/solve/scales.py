@@ -14,16 +14,19 @@ is the joint fit under the full metric: one G x G system a row (G scales), used 
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
 from ..codecs import Codec, Grid
 
-STARTS = (1.0, 0.9, 0.8, 0.7, 0.6)  # fractions of the scale that reaches the group's largest weight
+STARTS = (1.0, 0.85, 0.7)  # fractions of the scale that reaches the group's largest weight
 ROUNDS = 3  # of codes and fit in turn
 CHUNK = 1 << 16  # weights at a time: the working set stays in the second-level cache
 
 
+@cache
 def uniform_levels(codec: Codec) -> tuple[int, int] | None:
     """(lowest, highest) if the levels are consecutive integers, else None."""
     levels = codec.levels
@@ -31,13 +34,20 @@ def uniform_levels(codec: Codec) -> tuple[int, int] | None:
     return (low, high) if len(levels) == high - low + 1 and torch.equal(levels, torch.arange(low, high + 1.0)) else None
 
 
+@cache
+def _nearest_table(codec: Codec) -> Tensor:
+    """Nearest level of every integer between the lowest and the highest; the levels are integers."""
+    integers = torch.arange(float(codec.levels[0]), float(codec.levels[-1]) + 1)
+    return codec.levels[(integers[:, None] - codec.levels).abs().argmin(1)]
+
+
 def nearest_levels(value: Tensor, codec: Codec) -> Tensor:
-    """The level nearest to each value (same shape, float32)."""
+    """The level nearest to each value (same shape, float32); halves between two levels go to either."""
     bounds = uniform_levels(codec)
     if bounds is not None:
         return value.round().clamp_(*bounds)
-    levels = codec.levels
-    return levels[torch.bucketize(value, (levels[1:] + levels[:-1]) / 2)]
+    low, high = float(codec.levels[0]), float(codec.levels[-1])
+    return _nearest_table(codec)[value.clamp(low, high).sub_(low).round_().int()]
 
 
 def search(weight_OI: Tensor, importance_I: Tensor, codec: Codec) -> Grid:

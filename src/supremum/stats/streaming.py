@@ -11,7 +11,7 @@ Letters: N windows, T tokens of a window, d hidden size, V vocabulary.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,6 +75,7 @@ class BlockStream:
             self.blocks[name] = block
             blocks[i] = _StandIn(name, self)
         self.depth: int = self.model.config.get_text_config().num_hidden_layers
+        self.replaced: Callable[[str], Tensor | None] = lambda name: None  # tensor name -> weight (O, I) to use instead
         self._calls: list[Call] = []
         self._final_NTd: Tensor | None = None
         self._first_NTd: Tensor | None = None
@@ -121,10 +122,20 @@ class BlockStream:
         """The block with its weights in memory (compute dtype, no gradients), released on leaving."""
         block = self.blocks[name]
         self.checkpoint.materialise(block, name + ".", self.dtype)
+        for inner, layer in linears(block).items():
+            if (weight_OI := self.replaced(f"{name}.{inner}.weight")) is not None:
+                set_weight(layer, weight_OI)
         try:
             yield block.eval().requires_grad_(False)
         finally:
             block.to("meta")
+
+    def table_names(self) -> tuple[str, str | None]:
+        """Tensor names of the embedding table and of the output head (the same if tied; None if there is no head)."""
+        names = {module: name for name, module in self.model.named_modules()}
+        layer = self.model.get_output_embeddings()
+        head = None if layer is None else f"{names[layer]}.weight"
+        return f"{names[self.model.get_input_embeddings()]}.weight", self.checkpoint.tied.get(head, head) if head else None
 
     def _called(self, name: str, hidden_NTd: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         if not self._calls:
@@ -148,8 +159,10 @@ class BlockStream:
             loaded.append(module)
             for key, parameter in module._parameters.items():
                 if parameter is not None and parameter.is_meta:
-                    weight = self.checkpoint.read(f"{names[module]}.{key}".lstrip(".")).to(self.dtype)
-                    module._parameters[key] = nn.Parameter(weight, requires_grad=False)
+                    name = f"{names[module]}.{key}".lstrip(".")
+                    weight = self.replaced(self.checkpoint.tied.get(name, name))
+                    weight = self.checkpoint.read(name) if weight is None else weight
+                    module._parameters[key] = nn.Parameter(weight.to(self.dtype), requires_grad=False)
 
         hooks = [m.register_forward_pre_hook(load) for m in names
                  if next(m.parameters(recurse=False), None) is not None]
@@ -178,7 +191,22 @@ def linears(block: nn.Module) -> dict[str, nn.Module]:
     return {name: m for name, m in block.named_modules() if isinstance(m, LINEAR)}
 
 
-def weight_OI(module: nn.Module) -> Tensor:
-    """The layer's weight as (out, in): Transformers' Conv1D (GPT-2) stores the transpose."""
-    weight: Tensor = module.weight  # type: ignore[assignment]
-    return weight.T if isinstance(module, Conv1D) else weight
+def set_weight(layer: nn.Module, weight_OI: Tensor) -> None:
+    """Give a linear layer another weight, (out, in); Transformers' Conv1D (GPT-2) stores the transpose."""
+    weight = weight_OI.T.contiguous() if isinstance(layer, Conv1D) else weight_OI
+    dtype = next(layer.parameters(recurse=False)).dtype
+    layer.weight = nn.Parameter(weight.to(dtype), requires_grad=False)
+
+
+def orientation(stream: BlockStream) -> dict[str, tuple[tuple[int, int], bool]]:
+    """Of every matrix that can be compressed: tensor name -> ((out, in), whether the checkpoint stores the transpose)."""
+    found: dict[str, tuple[tuple[int, int], bool]] = {}
+    for name, block in stream.blocks.items():
+        for inner, layer in linears(block).items():
+            rows, columns = layer.weight.shape  # type: ignore[misc]
+            turned = isinstance(layer, Conv1D)
+            found[f"{name}.{inner}.weight"] = ((columns, rows) if turned else (rows, columns)), turned
+    for table in dict.fromkeys(t for t in stream.table_names() if t is not None):
+        info = stream.checkpoint.tensors[table]
+        found[table] = (info.shape[0], info.shape[1]), False
+    return found

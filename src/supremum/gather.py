@@ -1,0 +1,182 @@
+"""What every job needs first: text as windows, the forward sweep, candidates, and the backward sweep that prices them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .checkpoint import Checkpoint
+from .limits import LayerSpectrum, metric, spectrum
+from .measure.answers import objective
+from .progress import phase
+from .solve.candidates import Candidates, kronecker
+from .stats.fisher import fisher, fisher_file
+from .stats.streaming import BlockStream, Call, orientation
+from .stats.sweep import moments, sweep
+from .text import calibration_and_held_out, fast_dtype, self_generated
+from .text.windows import context_length
+from .workspace import Workspace
+
+TOKENS, HELD_OUT_TOKENS = 16384, 4096
+LENGTH, FISHER_LENGTH = 512, 256  # tokens of a window; of its beginning that the backward sweep uses
+
+
+@dataclass
+class Gathered:
+    """A checkpoint with its statistics in a workspace."""
+
+    checkpoint: Checkpoint
+    workspace: Workspace
+    stream: BlockStream
+    windows: Tensor  # calibration (N, T)
+    held_out: Tensor  # (n, T)
+    calls: list[Call]
+    shapes: dict[str, tuple[int, int]]  # (O, I) of every matrix that can be compressed
+    turned: dict[str, bool]
+    fisher_length: int
+    text: dict[str, Any]
+
+    @property
+    def tables(self) -> list[str]:
+        """Tensor names of the embedding and the head."""
+        return list(dict.fromkeys(name for name in self.stream.table_names() if name))
+
+    def weight(self, name: str) -> Tensor:
+        """The original weight (O, I), float32."""
+        weight = self.checkpoint.read(name).float()
+        return weight.T.contiguous() if self.turned[name] else weight
+
+    def inner(self, block: str, layer: str) -> str:
+        return f"{block}.{layer}.weight"
+
+    def spectra(self) -> Iterator[LayerSpectrum]:
+        """What the information limit needs of each linear layer of the blocks, once the Fisher is gathered."""
+        with phase("analyse the layers", len(self.stream.blocks)) as advance:
+            for block in self.stream.blocks:
+                sums, keys = moments(self.workspace, self.calls, block)
+                sides = {key: metric(total, tokens=self.windows.numel()) for key, total in sums.items()}
+                output = self.block_fisher(block, "B|")
+                for layer, key in keys.items():
+                    name = self.inner(block, layer)
+                    yield spectrum(name, self.weight(name), sides[key], output[f"B|{layer}"])
+                advance()
+
+    def block_fisher(self, block: str, prefix: str) -> dict[str, Tensor]:
+        """Fisher files' entries of one block that start with `prefix`, summed over its calls."""
+        total: dict[str, Tensor] = {}
+        for k, call in enumerate(self.calls):
+            if call.block == block:
+                file = fisher_file(k)
+                found = self.workspace.load(file, [key for key in self.workspace.keys(file) if key.startswith(prefix)])
+                for key, value in found.items():
+                    total[key] = total[key] + value if key in total else value
+        return total
+
+    def products(self) -> dict[tuple[str, str], Tensor]:
+        """<G_s, dW> (N,) of every candidate, by (tensor name, codec name)."""
+        found: dict[tuple[str, str], Tensor] = {}
+        for block in self.stream.blocks:
+            for key, value in self.block_fisher(block, "v|").items():
+                _, layer, codec = key.split("|")
+                found[self.inner(block, layer), codec] = value
+        for key, value in self.workspace.load("fisher/tables.safetensors").items():
+            if key.startswith("v|"):
+                _, name, codec = key.split("|")
+                found[name, codec] = value
+        return found
+
+    def kfac(self, candidates: Candidates) -> dict[tuple[str, str], float]:
+        """1/2 tr(B dW S dW^T) of every candidate of the blocks' layers."""
+        found: dict[tuple[str, str], float] = {}
+        for block in self.stream.blocks:
+            sums, keys = moments(self.workspace, self.calls, block)
+            output = self.block_fisher(block, "B|")
+            for layer, key in keys.items():
+                name = self.inner(block, layer)
+                for codec, change in candidates.changes(name).items():
+                    found[name, codec] = kronecker(change, sums[key], output[f"B|{layer}"])
+        return found
+
+
+def windows_of(checkpoint: Checkpoint, workspace: Workspace, text: list[str], tokens: int, held_out_tokens: int,
+               seed: int) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    """(calibration, held-out, where they came from); read once and kept in the workspace."""
+    length = min(LENGTH, context_length(checkpoint) or LENGTH)
+
+    def compute() -> dict[str, Tensor]:
+        if text:
+            calibration, held_out = calibration_and_held_out(
+                checkpoint, text, tokens=tokens, held_out_tokens=held_out_tokens, length=length, seed=seed)
+        else:
+            every = self_generated(checkpoint, tokens=tokens + held_out_tokens, length=length, seed=seed)
+            count = held_out_tokens // length
+            calibration, held_out = every[count:], every[:count]
+        return {"calibration": calibration, "held_out": held_out}
+
+    found = workspace.tensors("windows.safetensors", compute)
+    source = ", ".join(text) if text else "written by the model itself"
+    return found["calibration"], found["held_out"], {
+        "calibration": source, "calibration_tokens": found["calibration"].numel(),
+        "held_out": f"{source} (other windows)", "held_out_tokens": found["held_out"].numel()}
+
+
+def compute_dtype(name: str) -> torch.dtype:
+    """The dtype of forward passes: "auto" is bfloat16 where the processor multiplies in it."""
+    return fast_dtype() if name == "auto" else getattr(torch, name)
+
+
+def gather(checkpoint: Checkpoint, workspace: Workspace, *, text: list[str], tokens: int | None, seed: int, dtype: str,
+           held_out_tokens: int = HELD_OUT_TOKENS) -> Gathered:
+    """Windows and the forward sweep."""
+    windows, held_out, source = windows_of(checkpoint, workspace, text, tokens or TOKENS, held_out_tokens, seed)
+    stream = BlockStream(checkpoint, dtype=compute_dtype(dtype))
+    sweep(stream, windows, workspace)
+    oriented = orientation(stream)
+    bidirectional = objective(stream.model) != "next"  # a prefix of a window has other hidden states there
+    return Gathered(checkpoint, workspace, stream, windows, held_out, stream.calls(windows),
+                    {name: shape for name, (shape, _) in oriented.items()},
+                    {name: turned for name, (_, turned) in oriented.items()},
+                    windows.shape[1] if bidirectional else min(FISHER_LENGTH, windows.shape[1]), source)
+
+
+def solve_candidates(gathered: Gathered, menu: Mapping[str, list[str]]) -> Candidates:
+    """Every layer in every codec of its menu."""
+    candidates = Candidates(gathered.workspace, gathered.weight, menu, gathered.shapes)
+    blocks = list(gathered.stream.blocks)
+    with phase("solve candidates", len(blocks)) as advance:
+        for i, block in enumerate(blocks):
+            sums, keys = moments(gathered.workspace, gathered.calls, block)
+            groups: dict[str, list[str]] = {}
+            for layer, key in keys.items():
+                groups.setdefault(key, []).append(gathered.inner(block, layer))
+            candidates.solve_block(f"candidates/{i:04d}.safetensors", sums, groups)
+            advance()
+    for name in gathered.tables:
+        candidates.solve_table(f"candidates/{name}.safetensors", name, None)
+    return candidates
+
+
+def gather_fisher(gathered: Gathered, candidates: Candidates | None, seed: int) -> None:
+    """The backward sweep, pricing the candidates."""
+    fisher(gathered.stream, gathered.windows, gathered.workspace,
+           candidates.changes if candidates is not None else lambda name: {}, length=gathered.fisher_length, seed=seed)
+
+
+def price(product_N: Tensor, length: int) -> float:
+    """Predicted KL, nats a token: 1/2 E_s[<G_s, dW>^2] / T."""
+    return 0.5 * float(product_N.double().square().mean()) / length
+
+
+def work_folder(out: Path) -> Path:
+    """Where the resumable state of a run that writes to `out` lives."""
+    return out.with_name(out.name + ".work")
+
+
+def bits_of(nbytes: float, weights: int) -> float:
+    return 8 * nbytes / weights if weights else math.nan

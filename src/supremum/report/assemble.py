@@ -1,0 +1,151 @@
+"""supremum.json put together from what a run found."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from .. import __version__, codecs
+from ..allocate import Budget, Option, Unit, frontier
+from ..gather import Gathered
+from ..limits import Curve, LayerSpectrum, Limits
+from ..planning import fixed_bytes, plan_of, reason
+from ..progress import peaks, timings
+from .document import SCHEMA, Document, plain
+
+PACKAGES = ("torch", "transformers", "gguf", "safetensors", "compressed-tensors", "xllamacpp", "numpy", "scipy")
+
+
+def assemble(gathered: Gathered, target: Any, budget: Budget, units: Sequence[Unit], chosen: Sequence[Option],
+             measured: Sequence[Mapping[str, Any]], quality: Mapping[str, Any], proof: Mapping[str, Any], found: Limits,
+             spectra: Sequence[LayerSpectrum], written: Path, samples: Sequence[Mapping[str, Any]],
+             state: Mapping[str, Any], *, factor: float, command: str) -> Document:
+    """The whole document; `factor` is true KL over predicted nats."""
+    checkpoint = gathered.checkpoint
+    plan = plan_of(units, chosen)
+    block_weights = sum(unit.weights for unit in units if unit.in_blocks)
+    block_bytes = sum(option.nbytes for unit, option in zip(units, chosen, strict=True) if unit.in_blocks)
+    bits = 8 * block_bytes / max(block_weights, 1)
+    fixed = fixed_bytes(checkpoint, target, units)
+    curve = Curve(spectra)
+    kl = quality.get("kl_mean")
+    tables_bytes = fixed + sum(o.nbytes for unit, o in zip(units, chosen, strict=True) if not unit.in_blocks)
+    size = target.size(checkpoint, plan)
+    predicted = factor * sum(option.nats for option in chosen)
+    document: Document = plain({
+        "schema": SCHEMA, "supremum_version": __version__, "command": command,
+        "inputs": {
+            "name": _name(checkpoint), "model": checkpoint.source, "format": checkpoint.format,
+            "architecture": (checkpoint.config.architectures or ["unknown"])[0], "fingerprint": checkpoint.fingerprint,
+            "bytes": sum(info.nbytes for info in checkpoint.tensors.values()),
+            "parameters": sum(_count(info.shape) for info in checkpoint.tensors.values()),
+            "text_fingerprint": _text_fingerprint(gathered), "seed": state["seed"], "options": dict(state["options"]),
+            "state": dict(state)},
+        "text": gathered.text,
+        "versions": {"python": platform.python_version()} | {p: v for p in PACKAGES if (v := _version(p))},
+        "machine": machine(),
+        "limits": found.to_dict(),
+        "budget": {"size": budget.size, "bits": budget.bits, "max_kl": budget.max_kl},
+        "plan": _layers(gathered, units, chosen, curve, kl),
+        "frontier": _frontier(units, measured, curve, block_weights, fixed, tables_bytes, factor,
+                              {"bits": bits, "bytes": size, "kl": kl}),
+        "result": {"target": target.name, "file": written.name if written.is_file() else ".", "bytes": size,
+                   "budget_bytes": budget.size, "bits_per_weight": bits, "predicted_kl": predicted,
+                   "measured": dict(quality), "limit_kl": curve.kl_at_bits(bits),
+                   "limit_bits": curve.bits_at_kl(kl) if kl else None,
+                   "gap_bits": curve.gap_bits(bits, kl) if kl else None},
+        "proof": dict(proof),
+        "phases": [{"name": name, "seconds": seconds, "peak_rss_mb": peaks.get(name)} for name, seconds in timings.items()],
+        "samples": list(samples),
+        "assumptions": list(found.information.assumptions),
+    })
+    return document
+
+
+def machine() -> dict[str, Any]:
+    """The machine, in the words of its own system."""
+    import psutil
+
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        name = next((line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines()
+                     if line.startswith("model name")), name)
+    return {"cpu": name, "cores": os.cpu_count() or 1, "ram_bytes": psutil.virtual_memory().total,
+            "os": platform.platform(aliased=True, terse=True)}
+
+
+def _layers(gathered: Gathered, units: Sequence[Unit], chosen: Sequence[Option], curve: Curve, kl: float | None,
+            ) -> list[dict[str, Any]]:
+    limit = dict(zip((layer.name for layer in curve.layers), curve.layer_bits(curve.level_at_kl(kl)), strict=True)) \
+        if kl else {}
+    total = sum(option.nats for option in chosen) or 1.0
+    rows = []
+    for unit, option in zip(units, chosen, strict=True):
+        for name in unit.tensors:
+            shape = gathered.shapes[name]
+            weights = shape[0] * shape[1]
+            nbytes = codecs.get(option.codec).nbytes(shape) if option.codec else option.nbytes * weights // unit.weights
+            nats = option.nats * weights / unit.weights
+            rows.append({"name": name, "shape": list(shape), "codec": option.codec or "as it is",
+                         "bits_per_weight": 8 * nbytes / weights, "bytes": nbytes, "predicted_nats": nats,
+                         "share": nats / total, "reason": reason(unit, option), "limit_bits": limit.get(name),
+                         "gap_bits": 8 * nbytes / weights - limit[name] if name in limit else None})
+    return rows
+
+
+def _frontier(units: Sequence[Unit], measured: Sequence[Mapping[str, Any]], curve: Curve, weights: int, fixed: int,
+              tables: int, factor: float, reached: Mapping[str, Any]) -> list[dict[str, Any]]:
+    points: list[dict[str, Any]] = []
+
+    def bits(nbytes: float) -> float:
+        return 8 * nbytes / max(weights, 1)
+
+    def of_blocks(options: Sequence[Option]) -> int:
+        return sum(option.nbytes for unit, option in zip(units, options, strict=True) if unit.in_blocks)
+
+    for rate, kl in curve.sample(low=0.5, high=6.0, step=0.25):
+        points.append({"bits": rate, "bytes": int(rate * weights / 8) + tables, "kl": kl, "kind": "limit",
+                       "label": "no code of the blocks is below"})
+    for options in frontier(units):
+        nats = factor * sum(option.nats for option in options)
+        if nats > 0:
+            points.append({"bits": bits(of_blocks(options)), "bytes": fixed + sum(o.nbytes for o in options), "kl": nats,
+                           "kind": "predicted", "label": "plan"})
+    for point in measured:
+        inner = sum(option.nbytes for unit in units if unit.in_blocks for option in unit.options
+                    if option.codec == point["plan"].get(unit.tensors[0]))
+        points.append({"bits": bits(inner), "bytes": point["bytes"], "kl": point["kl"], "kind": "measured",
+                       "label": "plan, measured before drift correction"})
+    if reached["kl"]:
+        points.append({**reached, "kind": "measured", "label": "this file"})
+    return points
+
+
+def _name(checkpoint: Any) -> str:
+    name = Path(checkpoint.path).name
+    return name.removesuffix(".gguf") or checkpoint.source
+
+
+def _count(shape: Sequence[int]) -> int:
+    total = 1
+    for size in shape:
+        total *= size
+    return total
+
+
+def _text_fingerprint(gathered: Gathered) -> str:
+    from ..text import fingerprint
+
+    return fingerprint(gathered.windows)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

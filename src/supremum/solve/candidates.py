@@ -1,0 +1,98 @@
+"""Candidates: every layer solved in every codec that it may take, so that options are priced by what they really do.
+
+One file a block holds them as they would be written; `Candidates` reads them back lazily.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import codecs
+from ..codecs import Coded
+from ..progress import track
+from ..workspace import Workspace
+from .cancellation import Metric, nearest, solve_together
+
+Oriented = Callable[[str], Tensor]  # tensor name -> weight (O, I), float32
+
+
+def save_coded(workspace: Workspace, file: str, coded: Mapping[str, Coded]) -> None:
+    """Write compressed matrices under "name|codec|field" keys."""
+    workspace.save(file, {f"{name}|{field}": tensor for name, c in coded.items() for field, tensor in c.tensors.items()})
+
+
+def load_coded(workspace: Workspace, file: str, key: str, codec: str, shape_OI: tuple[int, int]) -> Coded:
+    """Read one of them back; `key` as it was saved under."""
+    found = workspace.load(file, [k for k in workspace.keys(file) if k.rsplit("|", 1)[0] == key])
+    return Coded(codecs.get(codec), {k.rsplit("|", 1)[1]: v for k, v in found.items()}, shape_OI)
+
+
+class Candidates:
+    """All solved candidates of a run, by tensor name and codec name."""
+
+    def __init__(self, workspace: Workspace, weight: Oriented, menu: Mapping[str, list[str]],
+                 shapes: Mapping[str, tuple[int, int]]) -> None:
+        """menu: tensor name -> codec names. weight and shapes: in (O, I) orientation."""
+        self.workspace, self.weight, self.menu, self.shapes = workspace, weight, menu, shapes
+        self._file: dict[str, str] = {}
+
+    def solve_block(self, file: str, moments: Mapping[str, Tensor], groups: Mapping[str, list[str]]) -> None:
+        """Solve one block: moments by key, groups: key -> tensor names that read that input."""
+        for names in groups.values():
+            self._file.update(dict.fromkeys(names, file))
+        if self.workspace.has(file):
+            return
+        solved: dict[str, Coded] = {}
+        for key, names in groups.items():
+            wanted = sorted({codec for name in names for codec in self.menu.get(name, [])})
+            if not wanted:
+                continue
+            metric = Metric.of(moments[key])
+            weights = {name: self.weight(name) for name in names}
+            for codec in wanted:
+                chosen = {name: weights[name] for name in names if codec in self.menu.get(name, [])}
+                for name, coded in solve_together(chosen, metric, codecs.get(codec), refits=0).items():
+                    solved[f"{name}|{codec}"] = coded
+        save_coded(self.workspace, file, solved)
+
+    def solve_table(self, file: str, name: str, moment_II: Tensor | None) -> None:
+        """Solve the embedding or the head; without a moment by nearest rounding."""
+        self._file[name] = file
+        if self.workspace.has(file) or not self.menu.get(name):
+            return
+        weight_OI = self.weight(name)
+        metric = None if moment_II is None else Metric.of(moment_II)
+        solved = {}
+        for codec in track(self.menu[name], "solve the embedding"):
+            kind = codecs.get(codec)
+            solved[f"{name}|{codec}"] = nearest(weight_OI, kind) if metric is None else \
+                solve_together({name: weight_OI}, metric, kind, refits=0)[name]
+        save_coded(self.workspace, file, solved)
+
+    def get(self, name: str, codec: str) -> Coded:
+        return load_coded(self.workspace, self._file[name], f"{name}|{codec}", codec, self.shapes[name])
+
+    def changes(self, name: str) -> dict[str, Tensor]:
+        """dW = decoded - original, (O, I) float32, of every candidate."""
+        if not self.menu.get(name):
+            return {}
+        weight_OI = self.weight(name)
+        return {codec: self.get(name, codec).decode() - weight_OI for codec in self.menu[name]}
+
+
+def kronecker(change_OI: Tensor, moment_II: Tensor, fisher: Tensor) -> float:
+    """K-FAC damage 1/2 tr(B dW S dW^T), nats a token; fisher (O, O) or its diagonal (O,)."""
+    image_OI = change_OI @ moment_II
+    if fisher.ndim == 1:
+        return 0.5 * float((fisher * torch.linalg.vecdot(image_OI, change_OI)).sum(dtype=torch.float64))
+    return 0.5 * float(((fisher @ change_OI) * image_OI).sum(dtype=torch.float64))
+
+
+def codec_menu(target: Any, checkpoint: Any, shapes: Mapping[str, tuple[int, int]], keep: list[str]) -> dict[str, list[str]]:
+    """Codec names each tensor may take in the target; none for those whose name contains a `keep`."""
+    return {name: [] if any(part in name for part in keep) else target.codecs(checkpoint, name, shape)
+            for name, shape in shapes.items()}

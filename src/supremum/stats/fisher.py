@@ -1,0 +1,181 @@
+"""The backward sweep: how much the model's answers move when a layer's output or weight moves.
+
+With labels y sampled from the model's own prediction and g = d log p(y) / d(layer output),
+
+    B = E[g g^T]                      (O, O) per token, or its diagonal: the output Fisher
+    KL(dW) ~ 1/2 E_s[<G_s, dW>^2] / T    nats a token; G_s = sum_t g_t x_t^T of sequence s, T its length
+
+The second is exact to second order for the sampled sequences: given the text, scores of different positions are
+uncorrelated. G_s is formed for one sequence of one layer at a time and only its inner products with the candidates'
+changes are kept. A model without a vocabulary head is read as a Gaussian around its output with the output's own
+variance: KL is then half the relative squared error summed over features.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..progress import track
+from ..workspace import Workspace
+from .streaming import BlockStream, linears
+from .sweep import batches, hidden_file
+
+FULL_FISHER = 4096  # outputs up to which B is kept whole; beyond, its diagonal
+
+Changes = Callable[[str], Mapping[str, Tensor]]  # tensor name -> (codec name -> dW (O, I)) of its candidates
+
+
+def fisher_file(call: int) -> str:
+    return f"fisher/{call:04d}.safetensors"
+
+
+def gradient_file(call: int) -> str:
+    return f"gradient/{call:04d}.safetensors"
+
+
+def score(output: Tensor, generator: torch.Generator) -> Tensor:
+    """A scalar whose gradient is that of log p(y | output) with y sampled; output (N, T, V) logits or (N, T, d) features."""
+    if output.shape[-1] < 2 or not output.is_floating_point():
+        raise ValueError("the model's output is neither logits nor features")
+    log_p = torch.log_softmax(output.float(), -1)
+    with torch.no_grad():
+        flat = log_p.exp().flatten(0, -2)
+        labels = torch.multinomial(flat, 1, generator=generator).view(*output.shape[:-1], 1)
+    return log_p.gather(-1, labels).sum()
+
+
+def gaussian_score(output: Tensor, generator: torch.Generator) -> Tensor:
+    """The same for features: y ~ N(h, v) with v each feature's variance over the tokens."""
+    variance = output.detach().float().flatten(0, -2).var(0, unbiased=False).clamp_min(1e-12)
+    noise = torch.randn(output.shape, generator=generator)
+    return (output.float() * (noise / variance.sqrt())).sum()
+
+
+class _Watch:
+    """Keeps the input and output gradient of every linear layer during one backward pass."""
+
+    def __init__(self) -> None:
+        self.inputs: dict[str, Tensor] = {}
+        self.gradients: dict[str, Tensor] = {}
+
+    @contextlib.contextmanager
+    def on(self, layers: Mapping[str, nn.Module]) -> Iterator[_Watch]:
+        handles = [layer.register_forward_hook(self._hook(name)) for name, layer in layers.items()]
+        try:
+            yield self
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _hook(self, name: str) -> Any:
+        def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            self.inputs[name] = args[0].detach()
+            output.register_hook(lambda gradient: self.gradients.__setitem__(name, gradient.detach()))
+        return hook
+
+
+def fisher(stream: BlockStream, windows_NT: Tensor, workspace: Workspace, changes: Changes, *, length: int,
+           seed: int) -> None:
+    """Backward through all blocks over the first `length` tokens of each window; `sweep` must have run.
+
+    Files: fisher/K holds for each linear layer of call K "B|layer" ((O, O) or (O,)) and "v|layer|codec" (N,), the
+    inner products <G_s, dW>. fisher/tables holds the same of the head and the embedding by their tensor names, with
+    the head's "S|name" and the embedding's "F|name" = E[g g^T] (d, d) at its output.
+    """
+    calls = stream.calls(windows_NT[:, :length])
+    depth = len(calls)
+    tokens = windows_NT.shape[0] * length
+    embedding, head = stream.table_names()
+    if not workspace.has("fisher/head.safetensors"):
+        _head(stream, windows_NT, workspace, changes(head) if head else {}, length, seed, depth)
+    reached = next(k for k in range(depth + 1) if workspace.has(gradient_file(k)))
+    for k in track(range(reached - 1, -1, -1), "gather Fisher"):
+        call = calls[k]
+        hidden_NTd = workspace.load(hidden_file(k))["h"][:, :length]
+        upper_NTd = workspace.load(gradient_file(k + 1))["g"]
+        found: dict[str, Tensor] = {}
+        lower = []
+        with stream.block(call.block) as block:
+            layers = linears(block)
+            candidates = {name: {c: d.flatten().to(stream.dtype) for c, d in
+                                 changes(f"{call.block}.{name}.weight").items()} for name in layers}
+            for part in batches(hidden_NTd):
+                watch = _Watch()
+                with watch.on(layers):
+                    entry = hidden_NTd[part].detach().requires_grad_(True)
+                    with torch.enable_grad():
+                        output = block(entry, *call.args, **call.kwargs)
+                        lower.append(torch.autograd.grad(output, entry, upper_NTd[part])[0])
+                for name in layers:
+                    g_NTO, x_NTI = watch.gradients[name], watch.inputs[name]
+                    _add_fisher(found, f"B|{name}", g_NTO, tokens)
+                    _add_products(found, name, g_NTO, x_NTI, candidates[name])
+        workspace.save(fisher_file(k), found)
+        workspace.save(gradient_file(k), {"g": torch.cat(lower)})
+        workspace.remove(gradient_file(k + 1))
+    if not workspace.has("fisher/tables.safetensors"):
+        _tables(windows_NT, workspace, changes(embedding), length, embedding, head)
+
+
+def _head(stream: BlockStream, windows_NT: Tensor, workspace: Workspace, changes: Mapping[str, Tensor], length: int,
+          seed: int, depth: int) -> None:
+    """Gradient at the last hidden state; of the head itself, diag B and the inner products, window by window."""
+    hidden_NTd = workspace.load(hidden_file(depth))["h"][:, :length]
+    found: dict[str, Tensor] = {}
+    gradients = []
+    layer = stream.model.get_output_embeddings()
+    flat = {codec: d.flatten().to(stream.dtype) for codec, d in changes.items()}
+    with stream.head() as head:
+        for n in track(range(len(hidden_NTd)), "Fisher of the head"):
+            generator = torch.Generator().manual_seed(seed * 1_000_003 + n)
+            watch = _Watch()
+            with watch.on({"head": layer} if layer is not None else {}), torch.enable_grad():
+                entry = hidden_NTd[n:n + 1].detach().requires_grad_(True)
+                output = head(entry)
+                value = score(output, generator) if layer is not None else gaussian_score(output, generator)
+                gradients.append(torch.autograd.grad(value, entry)[0])
+            if layer is not None:
+                _add_fisher(found, "B|head", watch.gradients["head"], windows_NT.shape[0] * length)
+                _add_products(found, "head", watch.gradients["head"], watch.inputs["head"], flat)
+                x_TI = watch.inputs["head"][0].float()
+                found["S|head"] = found.get("S|head", 0) + x_TI.T @ x_TI / (windows_NT.shape[0] * length)
+    workspace.save(gradient_file(depth), {"g": torch.cat(gradients)})
+    workspace.save("fisher/head.safetensors", found or {"none": torch.zeros(1)})
+
+
+def _tables(windows_NT: Tensor, workspace: Workspace, changes: Mapping[str, Tensor], length: int, embedding: str,
+            head: str | None) -> None:
+    """The embedding's inner products, sum_t g_t . dE[token_t], added to the head's where the two are one table."""
+    gradient_NTd = workspace.load(gradient_file(0))["g"].float()
+    found = {key.replace("|head", f"|{head}"): value for key, value in workspace.load("fisher/head.safetensors").items()
+             if "|head" in key}
+    flat_Td = gradient_NTd.flatten(0, 1)
+    found[f"F|{embedding}"] = flat_Td.T @ flat_Td / len(flat_Td)
+    for codec, change_Vd in changes.items():
+        key = f"v|{embedding}|{codec}"
+        looked_up = (gradient_NTd * change_Vd[windows_NT[:, :length]].float()).sum((1, 2))
+        found[key] = found[key] + looked_up if key in found else looked_up
+    workspace.save("fisher/tables.safetensors", found)
+
+
+def _add_fisher(found: dict[str, Tensor], key: str, g_NTO: Tensor, tokens: int) -> None:
+    g_TO = g_NTO.flatten(0, -2).float()
+    add = g_TO.square().sum(0) if g_TO.shape[1] > FULL_FISHER else g_TO.T @ g_TO
+    found[key] = found.get(key, 0) + add / tokens
+
+
+def _add_products(found: dict[str, Tensor], name: str, g_NTO: Tensor, x_NTI: Tensor, changes: Mapping[str, Tensor],
+                  ) -> None:
+    if not changes:
+        return
+    for g_TO, x_TI in zip(g_NTO, x_NTI, strict=True):
+        weight_gradient = (g_TO.T @ x_TI).flatten()
+        for codec, change in changes.items():
+            key = f"v|{name}|{codec}"
+            value = torch.dot(weight_gradient.float(), change.float()).view(1)
+            found[key] = torch.cat([found[key], value]) if key in found else value
