@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _PLACES = {
-    "open_checkpoint": "checkpoint", "optimize": "optimize", "Result": "optimize", "Budget": "allocate",
-    "convert": "optimize", "measure_limits": "optimize", "evaluate": "measure", "evaluate_files": "measure",
+    "open_checkpoint": "checkpoint", "optimize": "pipeline", "Result": "pipeline", "Budget": "allocate",
+    "convert": "pipeline", "measure_limits": "pipeline", "evaluate": "measure", "evaluate_files": "measure",
     "verify": "runtime.verify", "SupremumError": "errors",
 }
 __all__ = ["Budget", "Result", "SupremumError", "convert", "evaluate", "evaluate_files", "measure_limits",
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .checkpoint import open_checkpoint
     from .errors import SupremumError
     from .measure import evaluate, evaluate_files
-    from .optimize import Result, convert, measure_limits, optimize
+    from .pipeline import Result, convert, measure_limits, optimize
     from .runtime.verify import verify
 
 
@@ -29,4 +29,5 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'supremum' has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(f"supremum.{_PLACES[name]}"), name)
+    value = globals()[name] = getattr(import_module(f"supremum.{_PLACES[name]}"), name)
+    return value

@@ -26,7 +26,7 @@ ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 @pytest.fixture
 def engine(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The module `supremum.optimize` with every job replaced by a recorder; `engine.behaviour` decides what jobs do."""
+    """The module `supremum.pipeline` with every job replaced by a recorder; `engine.behaviour` decides what jobs do."""
     seen: dict[str, Any] = {}
 
     def job(name: str) -> Any:
@@ -40,7 +40,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     module = SimpleNamespace(Budget=lambda **limits: limits, seen=seen, behaviour=no_behaviour,
                              optimize=job("optimize"), convert=job("convert"), measure_limits=job("limit"))
-    monkeypatch.setitem(sys.modules, "supremum.optimize", module)
+    monkeypatch.setitem(sys.modules, "supremum.pipeline", module)
     return module
 
 
@@ -131,7 +131,7 @@ def test_json_stays_pure_when_libraries_print_even_from_c() -> None:
             print("a library's banner")
             os.write(1, b"a banner from C\\n")
             return types.SimpleNamespace(to_dict=lambda: {"kl": float("nan"), "bits": 3.5})
-        sys.modules["supremum.optimize"] = types.SimpleNamespace(measure_limits=noisy)
+        sys.modules["supremum.pipeline"] = types.SimpleNamespace(measure_limits=noisy)
         sys.argv = ["supremum", "limit", "demo", "--json"]
         from supremum.cli import main
         main()"""

@@ -25,7 +25,7 @@ def convert(
 
     To reach a budget use `supremum optimize`.
     """
-    from ..optimize import convert as run
+    from ..pipeline import convert as run
 
     written = Path(run(model, target.value, out))
     return ({"model": model, "target": target.value, "path": str(written)},

@@ -30,7 +30,7 @@ def limit(
     from rich.console import Console
 
     from ..limits import render
-    from ..optimize import measure_limits
+    from ..pipeline import measure_limits
 
     found = measure_limits(model, text=text or [], tokens=tokens, seed=seed, dtype=dtype.value)
     return found.to_dict(), lambda: Console(width=80).print(render(found))

@@ -51,8 +51,8 @@ def optimize(
     if bits is not None and not 1 <= bits <= 16:  # NaN passes the range check of the option
         raise typer.BadParameter(f"--bits {bits} is not between 1 and 16")
 
-    from ..optimize import Budget
-    from ..optimize import optimize as run
+    from ..pipeline import Budget
+    from ..pipeline import optimize as run
     from ..report.terminal import show_result
 
     folder = out or Path(f"{Path(model).name.removesuffix('.gguf')}-supremum")
