@@ -85,7 +85,7 @@ def fisher(stream: BlockStream, windows_NT: Tensor, workspace: Workspace, change
 
     Files: fisher/K holds for each linear layer of call K "B|layer" ((O, O) or (O,)) and "v|layer|codec" (N,), the
     inner products <G_s, dW>. fisher/tables holds the same of the head and the embedding by their tensor names, with
-    the head's "S|name" and the embedding's "F|name" = E[g g^T] (d, d) at its output.
+    the head's "S|name" and the embedding's "F|name" = E[g g^T] (e, e), g the gradient at the looked-up row.
     """
     calls = stream.calls(windows_NT[:, :length])
     depth = len(calls)
@@ -119,7 +119,7 @@ def fisher(stream: BlockStream, windows_NT: Tensor, workspace: Workspace, change
         workspace.save(gradient_file(k), {"g": torch.cat(lower)})
         workspace.remove(gradient_file(k + 1))
     if not workspace.has("fisher/tables.safetensors"):
-        _tables(windows_NT, workspace, changes(embedding), length, embedding, head)
+        _tables(stream, windows_NT[:, :length], workspace, changes(embedding))
 
 
 def _head(stream: BlockStream, windows_NT: Tensor, workspace: Workspace, changes: Mapping[str, Tensor], length: int,
@@ -148,17 +148,19 @@ def _head(stream: BlockStream, windows_NT: Tensor, workspace: Workspace, changes
     workspace.save("fisher/head.safetensors", found or {"none": torch.zeros(1)})
 
 
-def _tables(windows_NT: Tensor, workspace: Workspace, changes: Mapping[str, Tensor], length: int, embedding: str,
-            head: str | None) -> None:
+def _tables(stream: BlockStream, tokens_NT: Tensor, workspace: Workspace, changes: Mapping[str, Tensor]) -> None:
     """The embedding's inner products, sum_t g_t . dE[token_t], added to the head's where the two are one table."""
-    gradient_NTd = workspace.load(gradient_file(0))["g"].float()
+    embedding, head = stream.table_names()
+    upper_NTd = workspace.load(gradient_file(0))["g"]
+    gradient_NTe = torch.cat([stream.embedding_gradient(tokens_NT[part], upper_NTd[part]).float()
+                              for part in batches(tokens_NT)])
     found = {key.replace("|head", f"|{head}"): value for key, value in workspace.load("fisher/head.safetensors").items()
              if "|head" in key}
-    flat_Td = gradient_NTd.flatten(0, 1)
-    found[f"F|{embedding}"] = flat_Td.T @ flat_Td / len(flat_Td)
-    for codec, change_Vd in changes.items():
+    flat_Te = gradient_NTe.flatten(0, 1)
+    found[f"F|{embedding}"] = flat_Te.T @ flat_Te / len(flat_Te)
+    for codec, change_Ve in changes.items():
         key = f"v|{embedding}|{codec}"
-        looked_up = (gradient_NTd * change_Vd[windows_NT[:, :length]].float()).sum((1, 2))
+        looked_up = (gradient_NTe * change_Ve[tokens_NT].float()).sum((1, 2))
         found[key] = found[key] + looked_up if key in found else looked_up
     workspace.save("fisher/tables.safetensors", found)
 

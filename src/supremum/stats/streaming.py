@@ -95,6 +95,34 @@ class BlockStream:
         assert self._first_NTd is not None
         return self._first_NTd.to(self.dtype)
 
+    def embedding_gradient(self, tokens_NT: Tensor, upper_NTd: Tensor) -> Tensor:
+        """From the gradient at the first block's input to that at the table's rows: (N, T, e), a row a position.
+
+        What lies between (a scale, added positions, a norm, a projection) is differentiated, not assumed.
+        """
+        table: Any = self.model.get_input_embeddings()
+        rows: list[nn.Parameter] = []
+
+        def look_up(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
+            rows.append(nn.Parameter(table.weight[tokens_NT.flatten()]))
+            table.weight = rows[0]
+            return (torch.arange(tokens_NT.numel()).view(tokens_NT.shape),)
+
+        stored, padding, table.padding_idx = table.weight, table.padding_idx, None  # no row is exempt from change
+        self._calls, self._final_NTd = [], None
+        with self._rest_loaded(self.model), torch.enable_grad():
+            hook = table.register_forward_pre_hook(look_up)  # runs after the hook that loads the table
+            try:
+                with contextlib.suppress(_Finished):
+                    self.model(input_ids=tokens_NT)
+            finally:
+                hook.remove()
+                table.weight, table.padding_idx = stored, padding
+            assert self._first_NTd is not None
+            gradient_Pe, = torch.autograd.grad(self._first_NTd, rows, upper_NTd.to(self._first_NTd.dtype))
+        self._first_NTd = None
+        return gradient_Pe.view(*tokens_NT.shape, -1)
+
     @contextlib.contextmanager
     def head(self) -> Iterator[Any]:
         """Yield `head(hidden_NTd) -> output (N, T, V or d)`: everything after the last block, with gradient if wanted."""
@@ -128,7 +156,8 @@ class BlockStream:
         try:
             yield block.eval().requires_grad_(False)
         finally:
-            block.to("meta")
+            for module in block.modules():
+                _release(module)
 
     def table_names(self) -> tuple[str, str | None]:
         """Tensor names of the embedding table and of the output head (the same if tied; None if there is no head)."""
@@ -139,7 +168,7 @@ class BlockStream:
 
     def _called(self, name: str, hidden_NTd: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         if not self._calls:
-            self._first_NTd = hidden_NTd.detach()
+            self._first_NTd = hidden_NTd
         self._calls.append(Call(name, args, kwargs))
         if len(self._calls) < self.depth:
             return hidden_NTd
@@ -172,7 +201,14 @@ class BlockStream:
             for hook in hooks:
                 hook.remove()
             for module in loaded:
-                module.to("meta")
+                _release(module)
+
+
+def _release(module: nn.Module) -> None:
+    """Move the module's own parameters to the meta device; its buffers are not stored anywhere and stay."""
+    for key, parameter in module._parameters.items():
+        if parameter is not None and not parameter.is_meta:
+            module._parameters[key] = nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)
 
 
 def _repeated_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
