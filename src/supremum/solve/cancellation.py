@@ -71,7 +71,7 @@ def solve(target_OI: Tensor, metric: Metric | Tensor, codec: Codec, *, feedback:
 
     target_OI: what the codes should reproduce, (O, I). metric: second moment of the inputs (I, I), or made ready.
     feedback: cancel errors in later columns; False is nearest rounding under searched scales. refits: joint
-    least-squares scale fits, each followed by another pass; the best of all passes is kept.
+    least-squares scale fits, each followed by another pass. Of all passes and nearest rounding each row keeps the best.
     """
     return solve_together({"": target_OI}, metric, codec, feedback=feedback, refits=refits)[""]
 
@@ -99,20 +99,22 @@ def one_thread() -> Iterator[None]:
 def _solve_stacked(targets: Mapping[str, Tensor], target_OI: Tensor, metric: Metric, codec: Codec, feedback: bool,
                    refits: int) -> dict[str, Coded]:
     grid = search(target_OI, metric.moment_II.diagonal(), codec)
-    codes_OI = _cancel(target_OI, metric, grid, codec) if feedback else _nearest_codes(target_OI, grid, codec)
-    best = (_loss(target_OI, codes_OI, grid, codec, metric), codes_OI, grid)
-    for _ in range(refits if feedback else 0):
-        grid = refit(target_OI, best[1], best[2], metric.moment_II, codec)
-        codes_OI = _cancel(target_OI, metric, grid, codec)
-        better_O = (loss_O := _loss(target_OI, codes_OI, grid, codec, metric)) < best[0]
-        best = (torch.where(better_O, loss_O, best[0]), torch.where(better_O[:, None], codes_OI, best[1]),
-                _pick(better_O, grid, best[2]))
+    codes_OI = _nearest_codes(target_OI, grid, codec)
+    best = codes_OI, grid
+    loss_O = _loss(target_OI, codes_OI, grid, codec, metric) if feedback else torch.empty(0)
+    for number in range(1 + refits if feedback else 0):
+        if number > 0:
+            grid = refit(target_OI, *best, metric.moment_II, codec)
+        codes_OI, found_O = _cancel(target_OI, metric, grid, codec)
+        better_O = found_O < loss_O
+        loss_O = torch.where(better_O, found_O, loss_O)
+        best = torch.where(better_O[:, None], codes_OI, best[0]), _pick(better_O, grid, best[1])
     coded, start = {}, 0
     for name, target in targets.items():
         rows = slice(start, start + target.shape[0])
-        part = Grid(best[2].scale_OG[rows], None if best[2].offset_OG is None else best[2].offset_OG[rows],
-                    {key: value[rows] for key, value in best[2].fields.items()})
-        coded[name] = Coded(codec, codec.pack(best[1][rows], part), (target.shape[0], target.shape[1]))
+        part = Grid(best[1].scale_OG[rows], None if best[1].offset_OG is None else best[1].offset_OG[rows],
+                    {key: value[rows] for key, value in best[1].fields.items()})
+        coded[name] = Coded(codec, codec.pack(best[0][rows], part), (target.shape[0], target.shape[1]))
         start = rows.stop
     return coded
 
@@ -157,8 +159,11 @@ def _index(level: Tensor, codec: Codec) -> Tensor:
     return torch.searchsorted(codec.levels, level.contiguous()).to(torch.uint8)
 
 
-def _cancel(target_OI: Tensor, metric: Metric, grid: Grid, codec: Codec) -> Tensor:
-    """One pass over the columns in the given order; returns codes (O, I) in the natural order."""
+def _cancel(target_OI: Tensor, metric: Metric, grid: Grid, codec: Codec) -> tuple[Tensor, Tensor]:
+    """One pass over the columns in the given order: codes (O, I) in the natural order, and each row's loss.
+
+    The loss is the sum of e_i^2: by the recurrence W - W_hat = e U, and S^-1 = U^T U, so (W - W_hat) S (W - W_hat)^T = e e^T.
+    """
     out_features, in_features = target_OI.shape
     step = codec.step or in_features
     factor_II, order_I = metric.factor_II, metric.order_I
@@ -169,6 +174,7 @@ def _cancel(target_OI: Tensor, metric: Metric, grid: Grid, codec: Codec) -> Tens
     group_I = (order_I // step).tolist()
     diagonal_I = factor_II.diagonal().tolist()
     level_IO = torch.empty_like(work_IO)
+    loss_O = torch.zeros(out_features)
     for begin in range(0, in_features, BLOCK):
         end = min(begin + BLOCK, in_features)
         error_BO = torch.empty(end - begin, out_features)
@@ -185,8 +191,9 @@ def _cancel(target_OI: Tensor, metric: Metric, grid: Grid, codec: Codec) -> Tens
                 error_O = torch.addcmul(wish_O - offset_GO[group], level_O, scale_GO[group], value=-1)
             level_IO[i] = level_O
             torch.mul(error_O, 1 / diagonal_I[i], out=error_BO[i - begin])
+        loss_O += error_BO.square().sum(0)
         if end < in_features:
             work_IO[end:].addmm_(factor_II[begin:end, end:].T, error_BO, alpha=-1)
     codes_IO = torch.empty(in_features, out_features, dtype=torch.uint8)
     codes_IO[order_I] = _index(level_IO, codec)
-    return codes_IO.T.contiguous()
+    return codes_IO.T.contiguous(), loss_O

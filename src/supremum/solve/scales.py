@@ -4,8 +4,10 @@ For one group of weights w with importances h, and codes z(s) = nearest level to
 
     search      minimise  sum_i h_i (w_i - s z_i - b)^2   over s (and b)
 
-by alternating nearest codes with the closed-form weighted least-squares fit of (s, b), from several starts. Every start's
-result is projected on what the format can store before the best one is chosen, so the choice is honest.
+by alternating nearest codes with the closed-form weighted least-squares fit of (s, b), from several starts. What is
+compared is what the format can store: each start and each result is projected first. Where groups share their stored
+scale (super-blocks), the free choices are projected together and compared with the projected extremes, block by block.
+So no format's result is worse than the scale that reaches the largest weight.
 
     refit       minimise  tr((W - W_hat(s)) S (W - W_hat(s))^T)   over all scales of a row at once, codes fixed
 
@@ -21,9 +23,11 @@ from torch import Tensor
 
 from ..codecs import Codec, Grid
 
-STARTS = (1.0, 0.85, 0.7)  # fractions of the scale that reaches the group's largest weight
+STARTS = (1.0, 0.85, 0.7)  # fractions of the scale that reaches the group's largest weight; and Max's, see below
 ROUNDS = 3  # of codes and fit in turn
 CHUNK = 1 << 16  # weights at a time: the working set stays in the second-level cache
+Wish = tuple[Tensor, Tensor]  # scales and offsets (offsets are zero where the codec has none)
+LEAST = 1e-30  # a smaller scale counts as zero: its reciprocal would overflow
 
 
 @cache
@@ -36,9 +40,10 @@ def uniform_levels(codec: Codec) -> tuple[int, int] | None:
 
 @cache
 def _nearest_table(codec: Codec) -> Tensor:
-    """Nearest level of every integer between the lowest and the highest; the levels are integers."""
-    integers = torch.arange(float(codec.levels[0]), float(codec.levels[-1]) + 1)
-    return codec.levels[(integers[:, None] - codec.levels).abs().argmin(1)]
+    """Nearest level in each half-unit from the lowest to the highest: levels are whole, so midpoints are multiples of 1/2."""
+    assert torch.equal(codec.levels, codec.levels.round())
+    centre = torch.arange(float(codec.levels[0]) + 0.25, float(codec.levels[-1]) + 0.5, 0.5)
+    return codec.levels[(centre[:, None] - codec.levels).abs().argmin(1)]
 
 
 def nearest_levels(value: Tensor, codec: Codec) -> Tensor:
@@ -47,71 +52,122 @@ def nearest_levels(value: Tensor, codec: Codec) -> Tensor:
     if bounds is not None:
         return value.round().clamp_(*bounds)
     low, high = float(codec.levels[0]), float(codec.levels[-1])
-    return _nearest_table(codec)[value.clamp(low, high).sub_(low).round_().int()]
+    return _nearest_table(codec)[value.clamp(low, high).sub_(low).mul_(2).int()]
+
+
+@cache
+def normal_step(codec: Codec) -> float:
+    """The scale that rounds a standard normal with the least squared error (J. Max, 1960), within 2 %.
+
+    Where a group is long its largest weight says little: at int3-channel this start saves a quarter of the error.
+    """
+    probability = (torch.arange(1024) + 0.5) / 1024
+    normal_1N = torch.special.ndtri(probability)[None]
+    step_S1 = 0.98 ** torch.arange(250.0)[:, None] * 8 / len(codec.levels)
+    centre = _centre(codec)
+    error_SN = (nearest_levels(normal_1N / step_S1 + centre, codec) - centre) * step_S1 - normal_1N
+    return float(step_S1[error_SN.square().mean(1).argmin()])
+
+
+def _centre(codec: Codec) -> float:
+    return float(codec.levels[0] + codec.levels[-1]) / 2 if codec.affine else 0.0
 
 
 def search(weight_OI: Tensor, importance_I: Tensor, codec: Codec) -> Grid:
     """The best storable grid for nearest rounding of `weight_OI` (float32) under per-column importances (I,)."""
-    out_features, in_features = weight_OI.shape
+    in_features = weight_OI.shape[1]
     step = codec.step or in_features
-    rows = max(1, CHUNK // in_features)
-    weight_ON = weight_OI.reshape(out_features, in_features // step, step)
     importance_1GS = importance_I.float().clamp_min(1e-30).view(1, -1, step)
-    importance_1GS = importance_1GS / importance_1GS.mean(-1, keepdim=True)
-    scales, offsets = [], []
-    for start in range(0, out_features, rows):
-        scale_RG, offset_RG = _search_rows(weight_ON[start:start + rows], importance_1GS, codec)
-        scales.append(scale_RG)
-        offsets.append(offset_RG)
-    return codec.project(torch.cat(scales), torch.cat(offsets) if codec.affine else None)
+    importance_1G = importance_1GS.mean(-1)
+    importance_1GS = importance_1GS / importance_1G[..., None]
+    alone = codec.step in (0, codec.block)  # each group's scale is stored by itself
+    pieces = weight_OI.unflatten(1, (-1, step)).split(max(1, CHUNK // in_features))
+    found = [_search_rows(piece_RGS, importance_1GS, codec, alone) for piece_RGS in pieces]
+    best, extreme = _cat([wish for wish, _ in found]), _cat([wish for _, wish in found])
+    grid = _project(best, codec)
+    if alone:
+        return grid
+
+    def loss(grid: Grid) -> Tensor:
+        wishes = zip(*(part.split(len(pieces[0])) for part in _wish(grid)), strict=True)
+        loss_OG = torch.cat([_error(piece_RGS, _levels(piece_RGS, wish, codec), wish, importance_1GS)
+                             for piece_RGS, wish in zip(pieces, wishes, strict=True)])
+        blocks_ON = (loss_OG * importance_1G).unflatten(1, (-1, codec.block // step)).sum(-1)
+        return blocks_ON.repeat_interleave(codec.block // step, 1)
+
+    worse_OG = loss(_project(extreme, codec)) < loss(grid)
+    return _project(_where(worse_OG, extreme, best), codec) if bool(worse_OG.any()) else grid
 
 
-def _search_rows(weight_RGS: Tensor, importance_1GS: Tensor, codec: Codec) -> tuple[Tensor, Tensor]:
+def _search_rows(weight_RGS: Tensor, importance_1GS: Tensor, codec: Codec, alone: bool) -> tuple[Wish, Wish]:
+    """The best wish for some rows, and the one that reaches the largest weight."""
+    starts, extremes = _starts(weight_RGS, codec)
+    best, error_RG = starts[0], torch.full_like(starts[0][0], torch.inf)
+    for number, wish in enumerate(starts):
+        for turn in range(ROUNDS):
+            last = turn == ROUNDS - 1
+            if alone and (turn == 0 or last):
+                wish = _wish(_project(wish, codec))
+            level_RGS = _levels(weight_RGS, wish, codec)
+            if last or (alone and turn == 0 and number < extremes):
+                new_RG = _error(weight_RGS, level_RGS, wish, importance_1GS)
+                better_RG = new_RG < error_RG
+                best, error_RG = _where(better_RG, wish, best), torch.where(better_RG, new_RG, error_RG)
+            if not last:
+                wish = _fit(weight_RGS, level_RGS, importance_1GS, wish, codec.affine)
+    return best, starts[0]
+
+
+def _starts(weight_RGS: Tensor, codec: Codec) -> tuple[list[Wish], int]:
+    """Wishes to start from, and how many of them, the first ones, reach the largest weight."""
     low, high = float(codec.levels[0]), float(codec.levels[-1])
     least, greatest = weight_RGS.amin(-1), weight_RGS.amax(-1)
-    starts: list[tuple[Tensor, Tensor]] = []
-    zero = torch.zeros_like(least)
     if codec.affine:
-        for fraction in STARTS:
-            span = (greatest - least) * fraction
-            middle = (greatest + least) / 2
-            starts.append((span / (high - low), middle - span / 2 - low * span / (high - low)))
-    else:
-        # the level range may be longer on one side: put the longer side where the larger weight is, or try both signs
-        both = abs(low) != abs(high)
-        for fraction in STARTS:
-            reach = torch.maximum(-least / -low, greatest / high) * fraction
-            starts.append((reach, zero))
-            if both:
-                starts.append((-torch.maximum(greatest / -low, -least / high) * fraction, zero))
-    best_error: Tensor | None = None
-    best_scale = best_offset = zero
-    for scale_RG, offset_RG in starts:
-        for turn in range(ROUNDS):
-            level_RGS = _levels(weight_RGS, scale_RG, offset_RG, codec)
-            if turn < ROUNDS - 1:
-                scale_RG, offset_RG = _fit(weight_RGS, level_RGS, importance_1GS, scale_RG, offset_RG, codec.affine)
-        error_RGS = level_RGS.mul_(scale_RG[..., None]).add_(offset_RG[..., None]).sub_(weight_RGS)
-        error_RG = error_RGS.square_().mul_(importance_1GS).sum(-1)
-        if best_error is None:
-            best_error, best_scale, best_offset = error_RG, scale_RG, offset_RG
-        else:
-            better = error_RG < best_error
-            best_error = torch.where(better, error_RG, best_error)
-            best_scale = torch.where(better, scale_RG, best_scale)
-            best_offset = torch.where(better, offset_RG, best_offset)
-    return best_scale, best_offset
+        middle = (greatest + least) / 2
+        starts = [((greatest - least) * (fraction / (high - low)), middle) for fraction in STARTS]
+        starts.append((weight_RGS.std(-1, correction=0) * normal_step(codec), weight_RGS.mean(-1)))
+        return [(scale, centre - scale * _centre(codec)) for scale, centre in starts], 1
+    # the level range may be longer on one side: put the longer side where the larger weight is, or try both signs
+    sides = [torch.maximum(-least / -low, greatest / high)]
+    if abs(low) != abs(high):
+        sides.append(-torch.maximum(greatest / -low, -least / high))
+    usual = weight_RGS.square().mean(-1).sqrt_() * normal_step(codec)
+    scales = [side * fraction for fraction in STARTS for side in sides] + [usual, -usual][:len(sides)]
+    return [(scale, torch.zeros_like(least)) for scale in scales], len(sides)
 
 
-def _levels(weight_RGS: Tensor, scale_RG: Tensor, offset_RG: Tensor, codec: Codec) -> Tensor:
-    inverse_RG = torch.where(scale_RG == 0, 0.0, 1 / scale_RG)
+def _cat(wishes: list[Wish]) -> Wish:
+    return torch.cat([scale for scale, _ in wishes]), torch.cat([offset for _, offset in wishes])
+
+
+def _where(first: Tensor, one: Wish, other: Wish) -> Wish:
+    return torch.where(first, one[0], other[0]), torch.where(first, one[1], other[1])
+
+
+def _project(wish: Wish, codec: Codec) -> Grid:
+    return codec.project(wish[0], wish[1] if codec.affine else None)
+
+
+def _wish(grid: Grid) -> Wish:
+    return grid.scale_OG, torch.zeros_like(grid.scale_OG) if grid.offset_OG is None else grid.offset_OG
+
+
+def _error(weight_RGS: Tensor, level_RGS: Tensor, wish: Wish, importance_1GS: Tensor) -> Tensor:
+    """Weighted squared error of each group (R, G)."""
+    error_RGS = (level_RGS * wish[0][..., None]).add_(wish[1][..., None]).sub_(weight_RGS)
+    return error_RGS.square_().mul_(importance_1GS).sum(-1)
+
+
+def _levels(weight_RGS: Tensor, wish: Wish, codec: Codec) -> Tensor:
+    scale_RG, offset_RG = wish
+    inverse_RG = torch.where(scale_RG.abs() < LEAST, 0.0, 1 / scale_RG)
     value_RGS = (weight_RGS - offset_RG[..., None]) if codec.affine else weight_RGS
     return nearest_levels(value_RGS * inverse_RG[..., None], codec)
 
 
-def _fit(weight: Tensor, level: Tensor, importance: Tensor, scale: Tensor, offset: Tensor, affine: bool,
-         ) -> tuple[Tensor, Tensor]:
+def _fit(weight: Tensor, level: Tensor, importance: Tensor, wish: Wish, affine: bool) -> Wish:
     """Weighted least squares of w on z (and 1); keeps the old value where the system is singular."""
+    scale, offset = wish
     zh = level * importance
     zz, zw = (zh * level).sum(-1), (zh * weight).sum(-1)
     if not affine:
@@ -137,18 +193,17 @@ def refit(target_OI: Tensor, codes_OI: Tensor, grid: Grid, metric_II: Tensor, co
     shifted_OI = target_OI
     if grid.offset_OG is not None:
         shifted_OI = target_OI - grid.offset_OG.repeat_interleave(step, 1)
-    rows = max(1, (1 << 23) // (in_features * groups))
+    rows = max(1, (1 << 23) // max(in_features, groups * groups))
     scale_OG = torch.empty(out_features, groups)
-    image_OI = shifted_OI @ metric_II
     for start in range(0, out_features, rows):
         level_RI = level_OI[start:start + rows]
-        count = level_RI.shape[0]
-        spread_RGI = torch.zeros(count, groups, in_features)
-        spread_RGI.view(count, groups, groups, step).diagonal(dim1=1, dim2=2).copy_(
-            level_RI.view(count, groups, step).transpose(1, 2))
-        image_RGI = (spread_RGI.view(-1, in_features) @ metric_II).view_as(spread_RGI)
-        system_RGG = (image_RGI.view(count, groups, groups, step) * level_RI.view(count, 1, groups, step)).sum(-1)
-        right_RG = (image_OI[start:start + rows] * level_RI).view(count, groups, step).sum(-1)
+        system_RGG = torch.empty(len(level_RI), groups, groups)
+        for g in range(groups):
+            image_RJ = level_RI[:, g * step:(g + 1) * step] @ metric_II[g * step:(g + 1) * step, g * step:]
+            system_RGG[:, g, g:] = image_RJ.mul_(level_RI[:, g * step:]).unflatten(1, (-1, step)).sum(-1)
+            system_RGG[:, g:, g] = system_RGG[:, g, g:]
+        image_RI = shifted_OI[start:start + rows] @ metric_II
+        right_RG = image_RI.mul_(level_RI).unflatten(1, (-1, step)).sum(-1)
         ridge = system_RGG.diagonal(dim1=1, dim2=2).mean(-1, keepdim=True).clamp_min(1e-30) * 1e-6
         system_RGG.diagonal(dim1=1, dim2=2).add_(ridge)
         old_RG = grid.scale_OG[start:start + rows]
