@@ -92,7 +92,7 @@ def fisher(stream: BlockStream, windows_NT: Tensor, workspace: Workspace, change
     tokens = windows_NT.shape[0] * length
     embedding, head = stream.table_names()
     if not workspace.has("fisher/head.safetensors"):
-        _head(stream, windows_NT, workspace, changes(head) if head else {}, length, seed, depth)
+        _head(stream, windows_NT, workspace, _flat(stream, changes, head) if head else {}, length, seed, depth)
     reached = next(k for k in range(depth + 1) if workspace.has(gradient_file(k)))
     for k in track(range(reached - 1, -1, -1), "gather Fisher"):
         call = calls[k]
@@ -102,8 +102,6 @@ def fisher(stream: BlockStream, windows_NT: Tensor, workspace: Workspace, change
         lower = []
         with stream.block(call.block) as block:
             layers = linears(block)
-            candidates = {name: {c: d.flatten().to(stream.dtype) for c, d in
-                                 changes(f"{call.block}.{name}.weight").items()} for name in layers}
             for part in batches(hidden_NTd):
                 watch = _Watch()
                 with watch.on(layers):
@@ -114,7 +112,7 @@ def fisher(stream: BlockStream, windows_NT: Tensor, workspace: Workspace, change
                 for name in layers:
                     g_NTO, x_NTI = watch.gradients[name], watch.inputs[name]
                     _add_fisher(found, f"B|{name}", g_NTO, tokens)
-                    _add_products(found, name, g_NTO, x_NTI, candidates[name])
+                    _add_products(found, name, g_NTO, x_NTI, _flat(stream, changes, f"{call.block}.{name}.weight"))
         workspace.save(fisher_file(k), found)
         workspace.save(gradient_file(k), {"g": torch.cat(lower)})
         workspace.remove(gradient_file(k + 1))
@@ -129,7 +127,6 @@ def _head(stream: BlockStream, windows_NT: Tensor, workspace: Workspace, changes
     found: dict[str, Tensor] = {}
     gradients = []
     layer = stream.model.get_output_embeddings()
-    flat = {codec: d.flatten().to(stream.dtype) for codec, d in changes.items()}
     with stream.head() as head:
         for n in track(range(len(hidden_NTd)), "Fisher of the head"):
             generator = torch.Generator().manual_seed(seed * 1_000_003 + n)
@@ -141,7 +138,7 @@ def _head(stream: BlockStream, windows_NT: Tensor, workspace: Workspace, changes
                 gradients.append(torch.autograd.grad(value, entry)[0])
             if layer is not None:
                 _add_fisher(found, "B|head", watch.gradients["head"], windows_NT.shape[0] * length)
-                _add_products(found, "head", watch.gradients["head"], watch.inputs["head"], flat)
+                _add_products(found, "head", watch.gradients["head"], watch.inputs["head"], changes)
                 x_TI = watch.inputs["head"][0].float()
                 found["S|head"] = found.get("S|head", 0) + x_TI.T @ x_TI / (windows_NT.shape[0] * length)
     workspace.save(gradient_file(depth), {"g": torch.cat(gradients)})
@@ -163,6 +160,11 @@ def _tables(stream: BlockStream, tokens_NT: Tensor, workspace: Workspace, change
         looked_up = (gradient_NTe * change_Ve[tokens_NT].float()).sum((1, 2))
         found[key] = found[key] + looked_up if key in found else looked_up
     workspace.save("fisher/tables.safetensors", found)
+
+
+def _flat(stream: BlockStream, changes: Changes, name: str) -> dict[str, Tensor]:
+    """One tensor's candidates as vectors of the compute dtype; asked for again in each batch, so that only they are held."""
+    return {codec: change.flatten().to(stream.dtype) for codec, change in changes(name).items()}
 
 
 def _add_fisher(found: dict[str, Tensor], key: str, g_NTO: Tensor, tokens: int) -> None:
