@@ -89,6 +89,9 @@ def solve_together(targets: Mapping[str, Tensor], metric: Metric | Tensor, codec
 def one_thread() -> Iterator[None]:
     """Column by column the work is too small to share: threads would only wait for each other."""
     threads = torch.get_num_threads()
+    if threads == 1:  # also in worker threads: the setting is partly the process's own
+        yield
+        return
     torch.set_num_threads(1)
     try:
         yield

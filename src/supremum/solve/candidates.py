@@ -6,7 +6,7 @@ One file a block holds them as they would be written; `Candidates` reads them ba
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from .. import codecs
 from ..codecs import Coded
 from ..progress import track
 from ..workspace import Workspace
-from .cancellation import Metric, nearest, solve_together
+from .cancellation import Metric, nearest, one_thread, solve_together
 
 Oriented = Callable[[str], Tensor]  # tensor name -> weight (O, I), float32
 
@@ -46,17 +46,20 @@ class Candidates:
             self._file.update(dict.fromkeys(names, file))
         if self.workspace.has(file):
             return
-        solved: dict[str, Coded] = {}
+        tasks = []
         for key, names in groups.items():
             wanted = sorted({codec for name in names for codec in self.menu.get(name, [])})
             if not wanted:
                 continue
             metric = Metric.of(moments[key])
             weights = {name: self.weight(name) for name in names}
-            for codec in wanted:
-                chosen = {name: weights[name] for name in names if codec in self.menu.get(name, [])}
-                for name, coded in solve_together(chosen, metric, codecs.get(codec), refits=0).items():
-                    solved[f"{name}|{codec}"] = coded
+            tasks += [({name: weights[name] for name in names if codec in self.menu.get(name, [])}, metric, codec)
+                      for codec in wanted]
+        workers = torch.get_num_threads()  # one core each; results do not depend on their number
+        with one_thread(), ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            results = list(pool.map(lambda task: solve_together(task[0], task[1], codecs.get(task[2]), refits=0), tasks))
+        solved = {f"{name}|{codec}": coded for (_, _, codec), result in zip(tasks, results, strict=True)
+                  for name, coded in result.items()}
         save_coded(self.workspace, file, solved)
 
     def solve_table(self, file: str, name: str, moment_II: Tensor | None) -> None:
@@ -91,8 +94,3 @@ def kronecker(change_OI: Tensor, moment_II: Tensor, fisher: Tensor) -> float:
         return 0.5 * float((fisher * torch.linalg.vecdot(image_OI, change_OI)).sum(dtype=torch.float64))
     return 0.5 * float(((fisher @ change_OI) * image_OI).sum(dtype=torch.float64))
 
-
-def codec_menu(target: Any, checkpoint: Any, shapes: Mapping[str, tuple[int, int]], keep: list[str]) -> dict[str, list[str]]:
-    """Codec names each tensor may take in the target; none for those whose name contains a `keep`."""
-    return {name: [] if any(part in name for part in keep) else target.codecs(checkpoint, name, shape)
-            for name, shape in shapes.items()}
