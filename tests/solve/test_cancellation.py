@@ -145,6 +145,14 @@ def test_feedback_pays(name: str) -> None:
     assert loss < 0.7 * plain
 
 
+@pytest.mark.parametrize("name", ["int2-g32", "int3-g32", "Q4_0"])
+def test_a_joint_fit_and_a_second_pass_pay(name: str) -> None:
+    metric, weight_OI = Metric.of(reference.moment(128, skew=1.0)), reference.weights(32, 128)
+    once, twice = (distortion(weight_OI - solve(weight_OI, metric, codecs.get(name), refits=refits).decode(),
+                              metric.moment_II) for refits in (0, 1))
+    assert twice < 0.97 * once
+
+
 def test_dead_inputs_are_rounded_to_nearest() -> None:
     """Columns that were never seen have no say: their weights are kept as well as the grid can, the rest is unmoved."""
     codec, weight_OI, moment_II = codecs.get("int4-g32"), reference.weights(6, 64), reference.moment(64)

@@ -57,9 +57,22 @@ def test_search_is_never_worse_than_the_largest_weight(name: str, seed: int, tai
     weight_OI = (reference.weights(3, columns, seed, tail) + shift) * size
     draw = torch.Generator().manual_seed(seed)
     importance_I = torch.exp(2 * torch.randn(columns, generator=draw)) if uneven else torch.ones(columns)
+    if uneven and codec.step:  # whole groups that matter more
+        importance_I *= (1e3 * torch.randint(2, (columns // codec.step,), generator=draw) + 1).repeat_interleave(codec.step)
     found = blocks_error(weight_OI, search(weight_OI, importance_I, codec), codec, importance_I)
     largest = blocks_error(weight_OI, reference.absmax(weight_OI, codec), codec, importance_I)
     assert (found <= largest * (1 + 1e-5) + 1e-12 * size**2).all()
+
+
+@pytest.mark.parametrize("name", ["Q2_K", "Q4_K", "Q5_K", "Q6_K"])
+def test_super_blocks_are_compared_by_what_matters_in_them(name: str) -> None:
+    """Groups of one super-block share a stored scale; here some of them matter a thousand times more than others."""
+    codec, draw = codecs.get(name), torch.Generator().manual_seed(57)
+    weight_OI = reference.weights(64, 256, 57, tail=1.0)
+    importance_I = (1000.0 * torch.randint(2, (256 // codec.step,), generator=draw) + 1).repeat_interleave(codec.step)
+    importance_I *= torch.exp(2 * torch.randn(256, generator=draw))
+    found = blocks_error(weight_OI, search(weight_OI, importance_I, codec), codec, importance_I)
+    assert (found <= blocks_error(weight_OI, reference.absmax(weight_OI, codec), codec, importance_I) * (1 + 1e-5)).all()
 
 
 def uniform_quantizer(levels: Tensor) -> float:
