@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ..progress import track
 from ..workspace import Workspace
 from .streaming import BlockStream, linears
-from .sweep import batches, hidden_file
+from .sweep import accumulate, batches, hidden_file
 
 FULL_FISHER = 4096  # outputs up to which B is kept whole; beyond, its diagonal
 
@@ -111,8 +111,9 @@ def fisher(stream: BlockStream, windows_NT: Tensor, workspace: Workspace, change
                         lower.append(torch.autograd.grad(output, entry, upper_NTd[part])[0])
                 for name in layers:
                     g_NTO, x_NTI = watch.gradients[name], watch.inputs[name]
-                    _add_fisher(found, f"B|{name}", g_NTO, tokens)
+                    _add_fisher(found, f"B|{name}", g_NTO)
                     _add_products(found, name, g_NTO, x_NTI, _flat(stream, changes, f"{call.block}.{name}.weight"))
+        _mean(found, tokens)
         workspace.save(fisher_file(k), found)
         workspace.save(gradient_file(k), {"g": torch.cat(lower)})
         workspace.remove(gradient_file(k + 1))
@@ -137,10 +138,11 @@ def _head(stream: BlockStream, windows_NT: Tensor, workspace: Workspace, changes
                 value = score(output, generator) if layer is not None else gaussian_score(output, generator)
                 gradients.append(torch.autograd.grad(value, entry)[0])
             if layer is not None:
-                _add_fisher(found, "B|head", watch.gradients["head"], windows_NT.shape[0] * length)
+                _add_fisher(found, "B|head", watch.gradients["head"])
                 _add_products(found, "head", watch.gradients["head"], watch.inputs["head"], changes)
-                x_TI = watch.inputs["head"][0].float()
-                found["S|head"] = found.get("S|head", 0) + x_TI.T @ x_TI / (windows_NT.shape[0] * length)
+                x_TI = watch.inputs["head"][0]
+                accumulate(found, "S|head", x_TI, x_TI)
+    _mean(found, windows_NT.shape[0] * length)
     workspace.save(gradient_file(depth), {"g": torch.cat(gradients)})
     workspace.save("fisher/head.safetensors", found or {"none": torch.zeros(1)})
 
@@ -167,10 +169,19 @@ def _flat(stream: BlockStream, changes: Changes, name: str) -> dict[str, Tensor]
     return {codec: change.flatten().to(stream.dtype) for codec, change in changes(name).items()}
 
 
-def _add_fisher(found: dict[str, Tensor], key: str, g_NTO: Tensor, tokens: int) -> None:
-    g_TO = g_NTO.flatten(0, -2).float()
-    add = g_TO.square().sum(0) if g_TO.shape[1] > FULL_FISHER else g_TO.T @ g_TO
-    found[key] = found.get(key, 0) + add / tokens
+def _add_fisher(found: dict[str, Tensor], key: str, g_NTO: Tensor) -> None:
+    g_TO = g_NTO.flatten(0, -2)
+    if g_TO.shape[1] > FULL_FISHER:
+        found[key] = found.get(key, 0) + g_TO.float().square().sum(0)
+    else:
+        accumulate(found, key, g_TO, g_TO)
+
+
+def _mean(found: dict[str, Tensor], tokens: int) -> None:
+    """Sums over tokens become means; inner products stay as they are."""
+    for key in found:
+        if not key.startswith("v|"):
+            found[key] /= tokens
 
 
 def _add_products(found: dict[str, Tensor], name: str, g_NTO: Tensor, x_NTI: Tensor, changes: Mapping[str, Tensor],
