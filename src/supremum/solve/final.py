@@ -5,13 +5,16 @@ nearest to
 
     W* = W E[x xh^T] (E[xh xh^T] + lambda I)^-1     in the metric E[xh xh^T]                    (Qronos, arXiv 2505.11695)
 
-(lambda is added to both moments, so that W* = W where nothing has drifted). Within a block the layers are solved in the
-order in which they run, so the second sees the first's error too.
+(lambda is added to both moments, so that W* = W where nothing has drifted). A layer that writes into the residual stream
+also mends the error that the stream already holds (residual.py). Within a block the layers are solved in the order in which
+they run, so the second sees the first's error too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +23,11 @@ from .. import codecs
 from ..codecs import Coded
 from ..progress import track
 from ..stats.streaming import BlockStream, Call, linears, set_weight
-from ..stats.sweep import Inputs, accumulate, batches, hidden_file, moments, run_block
+from ..stats.sweep import accumulate, batches, hidden_file, moments, run_block
 from ..workspace import Workspace
 from .cancellation import Metric, damped, solve_together
 from .candidates import Oriented, load_coded, save_coded
+from .residual import OUTPUT, writers
 
 DAMPING = 0.01
 REFITS = 1
@@ -72,15 +76,25 @@ def solve_final(stream: BlockStream, windows_NT: Tensor, workspace: Workspace, p
     return files
 
 
+@dataclass(frozen=True)
+class Seen:
+    """One layer's inputs x (tokens, I) and, where it writes into the residual stream, what that held: R (tokens, d)."""
+
+    inputs: list[Tensor]
+    held: list[Tensor]
+
+
 def _solve_block(block: nn.Module, call: Call, original_NTd: Tensor | None, drifted_NTd: Tensor, plan: Mapping[str, str],
                  weight: Oriented, gathered: tuple[dict[str, Tensor], dict[str, str]]) -> dict[str, Coded]:
     """All planned layers of one block, in the order in which they run. Without original hidden states (a block that is
     used more than once) the gathered moments are used and nothing is corrected."""
     layers = linears(block)
     sums, keys = gathered
-    originals = None if original_NTd is None else _inputs(block, call, original_NTd)
+    order = list(dict.fromkeys(keys.values()))
+    places = {} if original_NTd is None else writers(block, call, original_NTd[:1])
+    originals = None if original_NTd is None else _watch(block, call, original_NTd, order, places)
     solved: dict[str, Coded] = {}
-    for key in dict.fromkeys(keys.values()):
+    for key in order:
         names = {f"{call.block}.{name}.weight": name for name, k in keys.items() if k == key}
         names = {tensor: name for tensor, name in names.items() if tensor in plan}
         if not names:
@@ -89,8 +103,12 @@ def _solve_block(block: nn.Module, call: Call, original_NTd: Tensor | None, drif
         if originals is None:
             moment_II = sums[key]
         else:
-            moment_II, cross_II = _drift(block, call, drifted_NTd, key, originals[key])
-            weights = {tensor: _target(w, moment_II, cross_II) for tensor, w in weights.items()}
+            width = drifted_NTd.shape[-1]
+            alone = key not in places and key != order[0] and any(w.shape[0] == width for w in weights.values())
+            drifted = _watch(block, call, drifted_NTd, [key], places, stop=True)[key]
+            moment_II, cross_II, mend_dI = _moments(originals[key], drifted)
+            if not alone:  # its output is normalised before it is added: see residual.py
+                weights = {tensor: _target(w, moment_II, cross_II, mend_dI) for tensor, w in weights.items()}
         metric = Metric.of(moment_II, damping=DAMPING)
         for codec in sorted({plan[tensor] for tensor in names}):
             together = {tensor: w for tensor, w in weights.items() if plan[tensor] == codec}
@@ -100,38 +118,74 @@ def _solve_block(block: nn.Module, call: Call, original_NTd: Tensor | None, drif
     return solved
 
 
-def _inputs(block: nn.Module, call: Call, hidden_NTd: Tensor) -> dict[str, list[Tensor]]:
-    """Every distinct linear input of the block, batch by batch: key -> [(tokens, I)]."""
-    found: dict[str, list[Tensor]] = {}
-    with Inputs(lambda key, x_TI: found.setdefault(key, []).append(x_TI)).on(block):
-        run_block(block, call, hidden_NTd)
-    return found
+@torch.no_grad()
+def _watch(block: nn.Module, call: Call, hidden_NTd: Tensor, keys: list[str], places: Mapping[str, str], *,
+           stop: bool = False) -> dict[str, Seen]:
+    """What the layers `keys` see, batch by batch; with `stop` the block is run only as far as needed (one key)."""
+    seen = {key: Seen([], []) for key in keys}
+    modules = dict(block.named_modules())
+    outputs: dict[str, Tensor] = {}
+    handles = []
 
+    def hold(key: str, stream: Tensor) -> None:
+        seen[key].held.append((stream - outputs.pop(key)).flatten(0, -2))
 
-def _drift(block: nn.Module, call: Call, drifted_NTd: Tensor, key: str, originals: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """(E[xh xh^T], E[x xh^T]) of one input, running the block only as far as that."""
-    sums: dict[str, Tensor] = {}
-    batch = iter(originals)
+    def on_input(key: str) -> Any:
+        def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            seen[key].inputs.append(args[0].flatten(0, -2))
+            if stop and key not in places:
+                raise _Reached
+        return hook
 
-    def visit(name: str, drifted_TI: Tensor) -> None:
-        if name == key:
-            accumulate(sums, "hh", drifted_TI, drifted_TI)
-            accumulate(sums, "xh", next(batch), drifted_TI)
-            raise _Reached
+    def on_output(key: str) -> Any:
+        def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            outputs[key] = output
+        return hook
 
-    with Inputs(visit).on(block), torch.no_grad():
-        for part in batches(drifted_NTd):
+    def on_stream(key: str) -> Any:
+        def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            if key in outputs:
+                hold(key, args[0])
+                if stop:
+                    raise _Reached
+        return hook
+
+    for key in keys:
+        handles.append(modules[key].register_forward_pre_hook(on_input(key)))
+        if key in places:
+            handles.append(modules[key].register_forward_hook(on_output(key)))
+            if places[key] != OUTPUT:
+                handles.append(modules[places[key]].register_forward_pre_hook(on_stream(key)))
+    try:
+        for part in batches(hidden_NTd):
             try:
-                block(drifted_NTd[part], *call.args, **call.kwargs)
+                output = block(hidden_NTd[part], *call.args, **call.kwargs)
             except _Reached:
                 continue
-    tokens = drifted_NTd.shape[0] * drifted_NTd.shape[1]
-    return sums["hh"] / tokens, sums["xh"] / tokens
+            for key in list(outputs):
+                hold(key, output)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen
 
 
-def _target(weight_OI: Tensor, moment_II: Tensor, cross_II: Tensor) -> Tensor:
-    """W (S_xxh + lambda I) (S_hh + lambda I)^-1, in float64."""
+def _moments(original: Seen, drifted: Seen) -> tuple[Tensor, Tensor, Tensor | None]:
+    """(E[xh xh^T], E[x xh^T], E[(R - Rh) xh^T] or None), means over tokens."""
+    sums: dict[str, Tensor] = {}
+    for i, (x_TI, xh_TI) in enumerate(zip(original.inputs, drifted.inputs, strict=True)):
+        accumulate(sums, "hh", xh_TI, xh_TI)
+        accumulate(sums, "xh", x_TI, xh_TI)
+        if original.held:
+            accumulate(sums, "rh", original.held[i].float() - drifted.held[i].float(), xh_TI.float())
+    tokens = sum(len(x_TI) for x_TI in original.inputs)
+    return sums["hh"] / tokens, sums["xh"] / tokens, sums["rh"] / tokens if "rh" in sums else None
+
+
+def _target(weight_OI: Tensor, moment_II: Tensor, cross_II: Tensor, mend_OI: Tensor | None = None) -> Tensor:
+    """(W (S_xxh + lambda I) + S_rh) (S_hh + lambda I)^-1, in float64."""
     regular_II = damped(moment_II, DAMPING).double()
-    cross_II = cross_II.double() + (regular_II - moment_II.double())
-    factor_II = torch.linalg.cholesky(regular_II)
-    return torch.cholesky_solve((weight_OI.double() @ cross_II).T, factor_II).T.float()
+    wish_OI = weight_OI.double() @ (cross_II.double() + (regular_II - moment_II.double()))
+    if mend_OI is not None:
+        wish_OI = wish_OI + mend_OI.double()
+    return torch.cholesky_solve(wish_OI.T, torch.linalg.cholesky(regular_II)).T.float()

@@ -1,0 +1,164 @@
+"""The main job end to end on tiny real transformers: budgets, targets, resume, refusals."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from supremum import Budget, SupremumError, convert, measure_limits, open_checkpoint, optimize
+from supremum.errors import BudgetError, StateError
+from supremum.report import read_document
+from supremum.workspace import Workspace
+
+TOKENS = 1024
+CHILD = """
+import sys
+from supremum import Budget, optimize
+optimize(sys.argv[1], Budget(size=int(sys.argv[4])), text=[sys.argv[2]], tokens=1024, out=sys.argv[3], dtype="float32")
+"""
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    path = tmp_path_factory.mktemp("text") / "notes.txt"
+    words = ["river", "stone", "teacher", "engine", "window", "garden", "letter", "market", "winter", "bridge"]
+    path.write_text("\n\n".join(f"The {words[i % 10]} moves the {words[i * 7 % 10]} {i} times past {words[i * 3 % 10]}."
+                                for i in range(4000)))
+    return str(path)
+
+
+def files(folder: Path) -> dict[str, str]:
+    """Hashes of what the runtime needs; the report holds times."""
+    own = {"supremum.json", "report.html", "README.md"}
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.iterdir() if p.name not in own}
+
+
+def run(model, text, out, budget, **options):
+    return optimize(model, budget, text=[text], tokens=TOKENS, out=out, dtype="float32", **options)
+
+
+def test_gguf_within_the_budget_and_proved(tiny_model, text, tmp_path):
+    model = tiny_model("llama", hidden_size=256, intermediate_size=512)
+    with pytest.raises(BudgetError, match=r"smallest gguf file") as refused:
+        run(model, text, tmp_path / "out", Budget(size=1000))
+    least = int(str(refused.value).split("(")[1].split(" bytes")[0])
+    budget = int(least * 1.25)
+    result = run(model, text, tmp_path / "out", Budget(size=budget))
+    written = tmp_path / "out" / "model.gguf"
+    assert 0.97 * budget <= written.stat().st_size <= budget
+    document = read_document(tmp_path / "out")
+    assert document["proof"]["passed"] and document["result"]["bytes"] == written.stat().st_size
+    assert document["result"]["measured"]["kl_mean"] > 0
+    assert sum(layer["share"] for layer in document["plan"]) == pytest.approx(1)
+    assert not (tmp_path / "out.work").exists() and (tmp_path / "out" / "report.html").stat().st_size > 10_000
+    again = run(model, text, tmp_path / "out", Budget(size=budget))
+    assert again.document == result.document  # finished work is not done twice
+    same = run(model, text, tmp_path / "same", Budget(size=budget))
+    assert files(same.folder) == files(tmp_path / "out")
+
+
+def test_compressed_tensors_at_bits(tiny_model, text, tmp_path):
+    model = tiny_model("qwen3", hidden_size=128, intermediate_size=256)
+    result = run(model, text, tmp_path / "out", Budget(bits=4.5), target="compressed-tensors")
+    assert 0.97 * 4.5 <= result.document["result"]["bits_per_weight"] <= 4.5
+    assert result.document["proof"]["runtime"] == "transformers" and result.document["proof"]["passed"]
+    codecs = {layer["name"].split(".")[-2]: layer["codec"] for layer in result.document["plan"] if ".layers.0." in layer["name"]}
+    assert codecs["q_proj"] == codecs["k_proj"] == codecs["v_proj"] and codecs["gate_proj"] == codecs["up_proj"]
+
+
+def test_largest_kl_holds(tiny_model, text, tmp_path):
+    model = tiny_model("llama", hidden_size=128, intermediate_size=256)
+    result = run(model, text, tmp_path / "out", Budget(max_kl=0.05))
+    assert result.document["result"]["measured"]["kl_mean"] <= 0.05
+
+
+def test_keep_leaves_layers_as_they_are(tiny_model, text, tmp_path):
+    model = tiny_model("llama")
+    result = run(model, text, tmp_path / "out", Budget(bits=8.5), keep=["v_proj"])
+    assert not any("v_proj" in layer["name"] for layer in result.document["plan"])
+    before, after = open_checkpoint(model), open_checkpoint(tmp_path / "out")
+    name = "model.layers.1.self_attn.v_proj.weight"
+    assert torch.equal(before.read(name).float(), after.read(name).float())
+    assert not torch.equal(before.read(name.replace("v_proj", "o_proj")), after.read(name.replace("v_proj", "o_proj")))
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gemma3", "phi3"])
+def test_other_decoders(tiny_model, text, tmp_path, family):
+    result = run(tiny_model(family), text, tmp_path / "out", Budget(bits=6))
+    assert result.document["proof"]["passed"]
+
+
+@pytest.mark.parametrize("family", ["bert", "albert"])
+def test_encoders(tiny_model, text, tmp_path, family):
+    result = run(tiny_model(family), text, tmp_path / "out", Budget(bits=5), target="compressed-tensors")
+    assert result.document["proof"]["passed"] and result.document["result"]["bits_per_weight"] <= 5
+
+
+def test_killed_run_resumes_to_the_same_bytes(tiny_model, text, tmp_path):
+    model = tiny_model("llama", num_hidden_layers=3)
+    whole = run(model, text, tmp_path / "whole", Budget(size=140_000))
+    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    command = [sys.executable, "-c", CHILD, str(model), text, str(tmp_path / "killed"), "140000"]
+    state = tmp_path / "killed.work"
+    for wanted in ("windows.safetensors", "moments/0001.safetensors", "candidates/0001.safetensors", "fisher/0001.safetensors",
+                   "verified.json", "final0/block/0001.safetensors"):
+        child = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+        while child.poll() is None and not (state / wanted).exists():
+            time.sleep(0.005)
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+    done = subprocess.run(command, env=environment, stderr=subprocess.DEVNULL, check=False)
+    assert done.returncode == 0
+    assert files(tmp_path / "killed") == files(whole.folder)
+
+
+def test_state_of_another_run_is_refused_by_name(tiny_model, text, tmp_path):
+    model = tiny_model("llama")
+    workspace = Workspace(tmp_path / "out.work", {"model": "another", "seed": 0})
+    with pytest.raises(StateError, match="in use|using this output"):
+        run(model, text, tmp_path / "out", Budget(bits=6))
+    workspace.close()
+    with pytest.raises(StateError, match="model"):
+        run(model, text, tmp_path / "out", Budget(bits=6))
+    assert run(model, text, tmp_path / "out", Budget(bits=6), fresh=True).folder.exists()
+
+
+def test_output_that_would_destroy_something_is_refused(tiny_model, text, tmp_path):
+    model = tiny_model("llama")
+    with pytest.raises(SupremumError, match="holds the model"):
+        run(model, text, model, Budget(bits=6))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    with pytest.raises(SupremumError, match="no Supremum output"):
+        run(model, text, tmp_path / "mine", Budget(bits=6))
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
+
+
+def test_infeasible_budgets_name_what_is_feasible(tiny_model, text, tmp_path):
+    with pytest.raises(BudgetError, match="the least this target can hold is"):
+        run(tiny_model("llama"), text, tmp_path / "out", Budget(bits=1.5))
+    with pytest.raises(BudgetError, match="cannot be reached"):
+        run(tiny_model("llama"), text, tmp_path / "out2", Budget(bits=4.6, max_kl=1e-9))
+
+
+def test_convert_keeps_every_weight(tiny_model, tmp_path):
+    model = tiny_model("llama", dtype="bfloat16")
+    written = convert(model, "gguf", tmp_path / "plain")
+    before, after = open_checkpoint(model), open_checkpoint(written)
+    assert all(torch.equal(before.read(name).float(), after.read(name).float()) for name in before.tensors)
+
+
+def test_limits_of_a_model(tiny_model, text):
+    found = measure_limits(tiny_model("llama"), text=[text], tokens=TOKENS, dtype="float32").to_dict()
+    curve = found["information"]["curve"]
+    assert all(a[0] < b[0] and a[1] > b[1] for a, b in zip(curve, curve[1:], strict=False))
+    assert json.dumps(found) and found["hardware"]["ceilings"]
