@@ -4,12 +4,14 @@ A run keeps its state in `OUT.work/`. Each step is a pure function of the run's 
 result is written beside and renamed into place, so a file that exists is whole. Later steps read the file, in an
 uninterrupted run too: a killed run therefore continues with the very bytes that an uninterrupted one would have used.
 
-`state.json` holds the fingerprint (model, text, options, versions). State of another run is refused by name.
+`state.json` holds the fingerprint (model, text, options, versions). It is the first file of a run and the last that
+`fresh` removes, so steps never stand without the inputs they belong to. State of another run is refused by name.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -18,13 +20,14 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from .errors import StateError, SupremumError
 
 T = TypeVar("T")
+LEFTOVERS = (".*.part", ".tmp*")  # of killed writes: ours, and those of safetensors inside ours
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -46,12 +49,18 @@ def replacing(path: Path) -> Iterator[Path]:
         finally:
             os.close(descriptor)
         os.replace(temporary, path)
-    except OSError as error:
-        if error.errno == 28:
+    except (OSError, SafetensorError) as error:
+        if _disk_full(error):
             raise SupremumError(f"{path}: the disk is full.", "Free space and run the same command again.") from error
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _disk_full(error: Exception) -> bool:
+    """Whether no space or no quota is left; safetensors gives the number in words only."""
+    full = errno.ENOSPC, errno.EDQUOT
+    return getattr(error, "errno", None) in full or any(f"(os error {number})" in str(error) for number in full)
 
 
 def plain(inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -64,39 +73,57 @@ class Workspace:
     """A folder of finished steps, bound to one set of inputs and locked to this process."""
 
     def __init__(self, folder: Path, inputs: Mapping[str, Any], *, fresh: bool = False) -> None:
-        """Open or create `folder`. Raises StateError if it is in use or belongs to other inputs (`fresh` discards it)."""
+        """Open or create `folder`. Raises StateError if it is in use, belongs to other inputs (`fresh` discards those),
+        holds something else, or cannot be written."""
         self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
-        self._lock = open(folder / "lock", "w")  # noqa: SIM115  (held for the life of the run)
+        try:
+            strange = folder.exists() and not (folder / "lock").exists() and any(folder.iterdir())
+            if not strange:
+                folder.mkdir(parents=True, exist_ok=True)
+                self._lock = open(folder / "lock", "w")  # noqa: SIM115  (held for the life of the run)
+        except OSError as error:
+            raise StateError(f"{folder}: cannot be written ({error.strerror}).", "Choose another --out.") from error
+        if strange:
+            raise StateError(f"{folder}: exists and is no state of a run.", "Choose another --out, or remove it.")
+        try:
+            self._claim(plain(inputs), fresh)
+        except BaseException:
+            self.close()
+            raise
+
+    def _claim(self, wanted: dict[str, Any], fresh: bool) -> None:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._lock.close()
-            raise StateError(f"{folder}: another run is using this output.",
+        except BlockingIOError as error:
+            raise StateError(f"{self.folder}: another run is using this output.",
                              "Wait for it, or choose another --out.") from error
-        state = folder / "state.json"
-        wanted = plain(inputs)
+        for leftover in [path for pattern in LEFTOVERS for path in self.folder.rglob(pattern)]:
+            if leftover.is_file():
+                leftover.unlink()
+        state = self.folder / "state.json"
         if fresh:
-            for item in folder.iterdir():
+            for item in sorted(self.folder.iterdir(), key=lambda item: item == state):
                 if item.name != "lock":
-                    shutil.rmtree(item) if item.is_dir() else item.unlink()
-        if state.exists():
-            try:
-                found = json.loads(state.read_text())
-            except ValueError:
-                found = {}
-            changed = sorted(k for k in wanted.keys() | found.keys() if wanted.get(k) != found.get(k))
-            if changed:
-                first = changed[0]
-                self.close()
-                raise StateError(
-                    f"{folder}: holds the state of another run ({', '.join(changed)} changed; "
-                    f"{first} was {_short(found.get(first))}, is {_short(wanted.get(first))}).",
-                    "Use --fresh to discard it, or choose another --out.")
-        else:
+                    shutil.rmtree(item) if item.is_dir() and not item.is_symlink() else item.unlink()
+        if not state.exists():
+            if any(item.name != "lock" for item in self.folder.iterdir()):
+                raise StateError(f"{self.folder}: holds steps of a run but no state.json.",
+                                 "Use --fresh to discard them, or choose another --out.")
             write_atomic(state, json.dumps(wanted, indent=1, sort_keys=True).encode())
-        for leftover in folder.rglob(".*.part"):
-            leftover.unlink()
+            return
+        try:
+            found = json.loads(state.read_text())
+        except ValueError:
+            found = None
+        if not isinstance(found, dict):
+            raise StateError(f"{state}: is damaged.", "Use --fresh to discard this state, or choose another --out.")
+        changed = sorted(k for k in wanted.keys() | found.keys() if wanted.get(k) != found.get(k))
+        if changed:
+            first = changed[0]
+            raise StateError(
+                f"{self.folder}: holds the state of another run ({', '.join(changed)} changed; "
+                f"{first} was {_short(found.get(first))}, is {_short(wanted.get(first))}).",
+                "Use --fresh to discard it, or choose another --out.")
 
     def path(self, name: str) -> Path:
         path = self.folder / name
@@ -120,16 +147,19 @@ class Workspace:
         return self.load(name)
 
     def save(self, name: str, tensors: dict[str, Tensor]) -> None:
+        """Write tensors; safetensors sorts them, so their order is kept beside them."""
         with replacing(self.path(name)) as temporary:
-            save_file({k: v.contiguous() for k, v in tensors.items()}, temporary)
+            save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, {"order": json.dumps(list(tensors))})
 
     def load(self, name: str, keys: list[str] | None = None) -> dict[str, Tensor]:
+        """The tensors, or those of `keys`, in the order in which they were given to `save`."""
         with safe_open(self.path(name), "pt") as file:
-            return {k: file.get_tensor(k) for k in (keys if keys is not None else file.keys())}
+            return {k: file.get_tensor(k) for k in (keys if keys is not None else _order(file))}
 
     def keys(self, name: str) -> list[str]:
+        """The tensors' names, in the order in which they were given to `save`."""
         with safe_open(self.path(name), "pt") as file:
-            return list(file.keys())
+            return _order(file)
 
     def remove(self, pattern: str) -> None:
         """Delete finished steps that nothing needs any more."""
@@ -143,6 +173,11 @@ class Workspace:
         """Remove the folder: the run is finished and its output is in place."""
         shutil.rmtree(self.folder, ignore_errors=True)
         self.close()
+
+
+def _order(file: Any) -> list[str]:
+    order: list[str] = json.loads(file.metadata()["order"])
+    return order
 
 
 def _short(value: Any) -> str:

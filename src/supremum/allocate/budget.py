@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from ..errors import BudgetError
@@ -23,5 +24,5 @@ class Budget:
         if self.size is None and self.bits is None and self.max_kl is None:
             raise BudgetError("no budget was given.", "Give a size, bits a weight or a largest KL.")
         for name, value in (("size", self.size), ("bits", self.bits), ("max_kl", self.max_kl)):
-            if value is not None and not value > 0:
-                raise BudgetError(f"{name} {value} is not positive.", "Give a number above zero.")
+            if value is not None and not 0 < value < math.inf:
+                raise BudgetError(f"{name} {value} is not a positive number.", "Give a finite number above zero.")

@@ -2,7 +2,8 @@
 
     minimise sum_u nats[u, x_u]   subject to   sum_u bytes[u, x_u] <= size,   sum_u block_bits[u, x_u] <= bits
 
-Solved exactly by SciPy's HiGHS (to a relative gap of 1e-4). `frontier` draws the lower convex hull by a Lagrangian
+Solved exactly by SciPy's HiGHS (to a relative gap of 1e-4), over each unit's options that no other of its options beats
+in both bytes and nats. `frontier` draws the lower convex hull by a Lagrangian
 sweep: for every price lambda (nats a byte) each unit takes the option with the least nats + lambda bytes.
 """
 
@@ -19,6 +20,7 @@ from scipy.sparse import coo_matrix, csr_matrix
 from ..errors import BudgetError
 
 GAP = 1e-4
+LARGE = 1e3  # largest coefficient given to HiGHS, whose tolerances are absolute: 1e-6 of a row, 1e-6 of the cost
 
 
 @dataclass(frozen=True)
@@ -47,27 +49,53 @@ def choose(units: Sequence[Unit], *, size: int | None = None, block_bytes: float
     size: bytes of all units. block_bytes: bytes of the units in blocks. nats: instead of least damage, least bytes with
     at most this predicted damage. Raises BudgetError, with the least that can be reached, when nothing fits.
     """
-    options = [option for unit in units for option in unit.options]
-    owner = np.repeat(np.arange(len(units)), [len(unit.options) for unit in units])
+    kept = [_undominated(unit.options) for unit in units]
+    options = [option for those in kept for option in those]
+    owner = np.repeat(np.arange(len(units)), [len(those) for those in kept])
     count = len(options)
     nbytes = np.array([option.nbytes for option in options], float)
     damage = np.array([option.nats for option in options])
-    in_blocks = np.array([unit.in_blocks for unit in units], float)[owner]
+    inner = nbytes * np.array([unit.in_blocks for unit in units], float)[owner]
     one_each = csr_matrix(coo_matrix((np.ones(count), (owner, np.arange(count))), shape=(len(units), count)))
     constraints = [LinearConstraint(one_each, 1, 1)]
-    for row, bound, scale in ((nbytes, size, 1e-6), (nbytes * in_blocks, block_bytes, 1e-6), (damage, nats, None)):
+    for row, bound in ((nbytes, size), (inner, block_bytes), (damage, nats)):
         if bound is not None:
-            factor = scale or 1 / max(bound, 1e-12)
+            factor = LARGE / max(row.max(), 1e-30)
             constraints.append(LinearConstraint(csr_matrix(row * factor), -np.inf, bound * factor * (1 + 1e-12)))
-    cost = nbytes * 1e-6 if nats is not None else damage / max(damage.max(), 1e-30) + 1e-9 * nbytes / nbytes.max()
-    result = milp(cost, constraints=constraints, integrality=np.ones(count), bounds=Bounds(0, 1),
-                  options={"mip_rel_gap": GAP, "presolve": True})
-    if result.x is None:
-        least = sum(min(option.nbytes for option in unit.options) for unit in units)
-        raise BudgetError("no choice of formats fits the budget.", f"The least these layers take is {least} bytes.")
-    chosen = [int(i) for i in np.flatnonzero(result.x > 0.5)]
-    assert [int(owner[i]) for i in chosen] == list(range(len(units)))
+    cost = damage if nats is None else nbytes
+    factor = LARGE / max(cost.max(), 1e-30)
+    for _ in range(2):  # the second time at the optimum's own size, where that is far below the largest option
+        result = milp(cost * factor, constraints=constraints, integrality=np.ones(count), bounds=Bounds(0, 1),
+                      options={"mip_rel_gap": GAP, "presolve": True})
+        if result.x is None:
+            raise BudgetError("no choice of formats fits the budget.", _least(units, block_bytes, nats))
+        chosen = [int(i) for i in np.flatnonzero(result.x > 0.5)]
+        assert [int(owner[i]) for i in chosen] == list(range(len(units)))
+        reached = float(cost[chosen].sum())
+        if reached * factor > 1 or reached == 0:
+            break
+        factor = LARGE / reached
     return [options[i] for i in chosen]
+
+
+def _least(units: Sequence[Unit], block_bytes: float | None, nats: float | None) -> str:
+    """What the least of each limited quantity is."""
+    least = sum(min(option.nbytes for option in unit.options) for unit in units)
+    text = f"The least these layers take is {least} bytes"
+    if block_bytes is not None:
+        text += f", in blocks {sum(min(o.nbytes for o in unit.options) for unit in units if unit.in_blocks)} bytes"
+    if nats is not None:
+        text += f"; the least damage {sum(min(o.nats for o in unit.options) for unit in units):.3g} nats"
+    return text + "."
+
+
+def _undominated(options: Sequence[Option]) -> list[Option]:
+    """Options that no other beats or equals in both bytes and nats, by bytes."""
+    kept: list[Option] = []
+    for option in sorted(options, key=lambda o: (o.nbytes, o.nats)):
+        if not kept or option.nats < kept[-1].nats:
+            kept.append(option)
+    return kept
 
 
 def frontier(units: Sequence[Unit], points: int = 40) -> list[list[Option]]:
@@ -91,9 +119,7 @@ def frontier(units: Sequence[Unit], points: int = 40) -> list[list[Option]]:
 def _hull(options: Sequence[Option]) -> list[Option]:
     """Options on the lower convex hull of (bytes, nats), by bytes."""
     hull: list[Option] = []
-    for option in sorted(options, key=lambda o: (o.nbytes, o.nats)):
-        if hull and option.nats >= hull[-1].nats:
-            continue
+    for option in _undominated(options):
         while len(hull) > 1 and (hull[-1].nats - option.nats) * (hull[-1].nbytes - hull[-2].nbytes) >= \
                 (hull[-2].nats - hull[-1].nats) * (option.nbytes - hull[-1].nbytes):
             hull.pop()

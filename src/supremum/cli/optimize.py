@@ -11,7 +11,7 @@ from .common import Debug, Dtype, Json, Model, Precision, Result, Seed, TargetNa
 
 
 @verb("""
-    supremum optimize demo --size 60MB --out demo
+    supremum optimize demo --size 75MB --out demo
     supremum optimize models/llama --bits 3.5 --text notes.txt --out small
     supremum optimize models/llama --bits 3.5 --target compressed-tensors
     supremum optimize models/llama --max-kl 0.05 --size 900MB --keep lm_head
@@ -19,7 +19,7 @@ from .common import Debug, Dtype, Json, Model, Precision, Result, Seed, TargetNa
 def optimize(
     model: Model = "demo",
     size: Annotated[int | None, typer.Option(
-        "--size", parser=size_option, metavar="SIZE", help="Largest output, for example 60MB or 1.2GiB.")] = None,
+        "--size", parser=size_option, metavar="SIZE", help="Largest output, for example 75MB or 1.2GiB.")] = None,
     bits: Annotated[float | None, typer.Option(
         "--bits", min=1, max=16, help="Bits a weight of the blocks' linear layers, scales included.")] = None,
     max_kl: Annotated[float | None, typer.Option(
@@ -45,7 +45,7 @@ def optimize(
     The folder holds the model, supremum.json, report.html and a model card.
     """
     if size is None and bits is None and max_kl is None:
-        raise typer.BadParameter("give a budget: --size 60MB, --bits 3.5 or --max-kl 0.05 (or several)")
+        raise typer.BadParameter("give a budget: --size 75MB, --bits 3.5 or --max-kl 0.05 (or several)")
     if max_kl is not None and not 0 < max_kl < 10:
         raise typer.BadParameter(f"--max-kl {max_kl} is not a number of nats between 0 and 10; 0.05 is a good start")
     if bits is not None and not 1 <= bits <= 16:  # NaN passes the range check of the option

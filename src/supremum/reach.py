@@ -1,0 +1,112 @@
+"""From priced options to a solved plan that keeps its budget: measure, correct the prediction, plan, solve, measure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import torch
+
+from .allocate import Budget, Option, Unit, frontier
+from .checkpoint.targets import LazyCoded
+from .codecs import Coded
+from .errors import BudgetError
+from .gather import Gathered
+from .measure import Quality
+from .measure.streamed import streamed_quality
+from .planning import plan_of, spend
+from .progress import note
+from .solve.candidates import Candidates, load_coded
+from .solve.final import solve_final
+
+VERIFIED = 3  # frontier points whose true KL is measured before the plan is made
+ATTEMPTS = 4  # plans tried to meet a largest KL
+
+
+def verify_frontier(gathered: Gathered, units: list[Unit], candidates: Candidates, reference: torch.Tensor,
+                     budget: Budget, kind: Any) -> list[dict[str, Any]]:
+    """True KL of a few frontier points, without drift correction: what the prediction is refitted on."""
+    def measure() -> list[dict[str, Any]]:
+        hull = frontier(units)
+        if budget.size or budget.bits:
+            centre = sum(o.nbytes for o in spend(Budget(budget.size, budget.bits), units, gathered.checkpoint, kind))
+        else:
+            wanted = budget.max_kl or 1.0
+            centre = sum(o.nbytes for o in min(hull, key=lambda c: abs(math.log(max(_nats(c), 1e-9) / wanted))))
+        picked: list[list[Option]] = []
+        for ratio in (0.9, 1.0, 1.15)[:VERIFIED]:
+            aim = centre * ratio
+            near = min(hull, key=partial(lambda aim, c: abs(math.log(sum(o.nbytes for o in c) / aim)), aim))
+            if near not in picked and _nats(near) > 0:
+                picked.append(near)
+        points = []
+        for i, options in enumerate(picked):
+            plan = plan_of(units, options)
+            coded = LazyCoded(plan, partial(_candidate, candidates, plan))
+            quality = _measure(gathered, coded, reference, f"measure point {i + 1} of {len(picked)}")
+            points.append({"plan": plan, "bytes": kind.size(gathered.checkpoint, plan), "nats": _nats(options),
+                           "kl": quality.kl_mean})
+        return points
+
+    found: list[dict[str, Any]] = gathered.workspace.json("verified.json", measure)
+    return found
+
+
+def correction(points: list[dict[str, Any]]) -> float:
+    """true KL / predicted nats: the geometric mean over the measured points."""
+    ratios = [math.log(point["kl"] / point["nats"]) for point in points if point["kl"] > 0 and point["nats"] > 0]
+    return math.exp(sum(ratios) / len(ratios)) if ratios else 1.0
+
+
+def reach(gathered: Gathered, units: list[Unit], candidates: Candidates, reference: torch.Tensor, budget: Budget,
+           kind: Any, points: list[dict[str, Any]]) -> tuple[list[Option], LazyCoded, dict[str, Any]]:
+    """Plan, solve and measure; with a largest KL, again with a stricter prediction until the measurement holds."""
+    factor = correction(points)
+    for attempt in range(ATTEMPTS):
+        nats = None if budget.max_kl is None else 0.97 * budget.max_kl / factor
+        try:
+            chosen = spend(budget, units, gathered.checkpoint, kind, nats=nats)
+        except BudgetError as error:
+            if budget.max_kl is None:
+                raise
+            raise BudgetError(f"KL {budget.max_kl:g} cannot be reached within the other limits: {error.cause}",
+                              "Allow more bytes, more bits or more KL.") from error
+        plan = plan_of(units, chosen)
+        coded = _solve(gathered, plan, candidates, f"final{attempt}")
+        quality = gathered.workspace.json(
+            f"final{attempt}/quality.json",
+            partial(lambda coded: _measure(gathered, coded, reference, "measure the result").to_dict(), coded))
+        if budget.max_kl is None or quality["kl_mean"] <= budget.max_kl:
+            return chosen, coded, quality
+        note(f"measured KL {quality['kl_mean']:.4f} is above {budget.max_kl:g}; planning again")
+        factor *= 1.03 * quality["kl_mean"] / budget.max_kl
+    raise BudgetError(f"KL {budget.max_kl:g} was not reached in {ATTEMPTS} plans (last: {quality['kl_mean']:.4f}).",
+                      "Allow more KL, or more bytes.")
+
+
+def _measure(gathered: Gathered, coded: LazyCoded, reference: torch.Tensor, name: str) -> Quality:
+    return streamed_quality(gathered.stream, gathered.held_out, reference,
+                            lambda tensor: coded[tensor].decode() if tensor in coded else None, name)
+
+
+def _candidate(candidates: Candidates, plan: Mapping[str, str], name: str) -> Coded:
+    return candidates.get(name, plan[name])
+
+
+def _solve(gathered: Gathered, plan: Mapping[str, str], candidates: Candidates, folder: str) -> LazyCoded:
+    tables = {name: candidates.get(name, plan[name]) for name in gathered.tables if name in plan}
+    files = solve_final(gathered.stream, gathered.windows, gathered.workspace, plan, gathered.weight, gathered.shapes,
+                        folder, tables)
+
+    def load(name: str) -> Coded:
+        if name in tables:
+            return tables[name]
+        return load_coded(gathered.workspace, files[name], f"{name}|{plan[name]}", plan[name], gathered.shapes[name])
+
+    return LazyCoded(plan, load)
+
+
+def _nats(options: list[Option]) -> float:
+    return sum(option.nats for option in options)
