@@ -46,20 +46,21 @@ def solve_final(stream: BlockStream, windows_NT: Tensor, workspace: Workspace, p
     """
     calls = stream.calls(windows_NT)
     files: dict[str, str] = {}
-    stream.replaced = lambda name: tables[name].decode() if name in tables else None
-    try:
-        workspace.tensors(f"{folder}/{hidden_file(0)}", lambda: {"h": torch.cat(
-            [stream.embed(windows_NT[part]) for part in batches(windows_NT)])})
-    finally:
-        stream.replaced = lambda name: None
+    reached = max((k for k in range(len(calls) + 1) if workspace.has(f"{folder}/{hidden_file(k)}")), default=0)
+    if not workspace.has(f"{folder}/{hidden_file(reached)}"):
+        stream.replaced = lambda name: tables[name].decode() if name in tables else None
+        try:
+            workspace.save(f"{folder}/{hidden_file(0)}", {"h": torch.cat(
+                [stream.embed(windows_NT[part]) for part in batches(windows_NT)])})
+        finally:
+            stream.replaced = lambda name: None
     first_call = {call.block: k for k, call in reversed(list(enumerate(calls)))}
     for k, call in enumerate(track(calls, "solve the layers")):
         file = f"{folder}/block/{first_call[call.block]:04d}.safetensors"
         wanted = {f"{call.block}.{name}.weight": name for name in linears(stream.blocks[call.block])}
         chosen = {tensor: plan[tensor] for tensor in wanted if tensor in plan}
         files |= dict.fromkeys(chosen, file)
-        after = f"{folder}/{hidden_file(k + 1)}"
-        if workspace.has(after):
+        if k < reached:
             continue
         drifted_NTd = workspace.load(f"{folder}/{hidden_file(k)}")["h"]
         with stream.block(call.block) as block:
@@ -71,7 +72,7 @@ def solve_final(stream: BlockStream, windows_NT: Tensor, workspace: Workspace, p
             for tensor, codec in chosen.items():
                 coded = load_coded(workspace, file, f"{tensor}|{codec}", codec, shapes[tensor])
                 set_weight(linears(block)[wanted[tensor]], coded.decode())
-            workspace.save(after, {"h": run_block(block, call, drifted_NTd)})
+            workspace.save(f"{folder}/{hidden_file(k + 1)}", {"h": run_block(block, call, drifted_NTd)})
         workspace.remove(f"{folder}/{hidden_file(k)}")
     return files
 
