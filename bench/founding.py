@@ -1,6 +1,7 @@
 """The founding experiment: does a quadratic model predict how far a compressed model's answers move?
 
-    python bench/founding.py MODEL TEXT_CALIBRATION TEXT_HELDOUT [--tokens 8192] [--sequences 32] [--out FILE.md]
+    python bench/founding.py MODEL TEXT_CALIBRATION TEXT_HELDOUT [--tokens 8192] [--sequences 32]
+        [--predict-from held-out calibration] [--out FILE.md]
 
 Codes: nearest rounding and error feedback (int5 ... int2, groups of 64); the ideal Gaussian code of each layer at 4, 3, 2
 bits (reverse water-filling in the eigenbasis of S, B = I: what WaterSIC approaches); and the code of the model-wide limit
@@ -15,9 +16,10 @@ Predictions of the KL, nats a token, g = d log p(y ~ model) / dy of a layer's ou
     K-FAC           1/2 tr(B dW S dW^T)            sequence       1/2 E_s[(sum_t g_t . dy_t)^2] / T
     with cross      the last, summed over layers before squaring: with the terms between layers
 
-Codes are made from S and B of the calibration text; predictions come from other windows of that text (--in-sample: from the
-same tokens, as a compressor prices its candidates); the KL is measured on the held-out text. A ratio is predicted over
-measured; its interval is one standard error, by bootstrap over sequences (K-FAC: eight groups of them) and windows.
+Codes are made from S and B of the calibration text; the KL is measured on windows of the held-out text. Predictions come
+from other windows of the held-out text ("held-out": is the form right?), of the calibration text ("calibration": does the
+text matter?), or from the very tokens that the codes were made from ("in-sample": as a compressor prices its candidates).
+A ratio is predicted over measured, with one standard error by bootstrap over sequences (K-FAC: eight groups) and windows.
 """
 
 from __future__ import annotations
@@ -80,7 +82,16 @@ class Forms:
             self._fast = {t: {c: d.to(dtype) for c, d in found.items()} for t, found in self._changes.items()}
         return self._changes[name]
 
-    def run(self, seed: int) -> dict[str, Tensor]:
+    @classmethod
+    def of(cls, statistics: Statistics, codes: Codes, seed: int) -> dict[str, Tensor]:
+        """The values, kept in the statistics' workspace."""
+        if not statistics.workspace.has("forms.safetensors"):
+            statistics.workspace.remove("fisher/*")  # the hooks must see every block
+            statistics.workspace.remove("gradient/*")
+            statistics.workspace.save("forms.safetensors", cls(statistics, codes)._run(seed))
+        return statistics.workspace.load("forms.safetensors")
+
+    def _run(self, seed: int) -> dict[str, Tensor]:
         statistics = self.statistics
         handles = [layer.register_forward_hook(self._hook(f"{block}.{inner}.weight"))
                    for block, module in statistics.stream.blocks.items() for inner, layer in linears(module).items()]
@@ -120,6 +131,7 @@ class Forms:
     def _add(self, name: str, x_NTI: Tensor, g_NTO: Tensor) -> None:
         count, length = g_NTO.shape[:2]
         g_NTO = g_NTO.float()
+        self.changes(name)  # of this block, if it is a new one
         for code, change_OI in self._fast[name].items():
             product_NTO = g_NTO * (x_NTI @ change_OI.T).float()
             self._parts[f"per token|{name}|{code}"].append(0.5 * product_NTO.sum(-1).square().mean(1))
@@ -185,7 +197,7 @@ def interval(prediction_N: Tensor, measured_n: Tensor, generator: torch.Generato
 
 def table(values: dict[str, Tensor], measured: dict[str, dict[str, list[float]]], codes: Codes, scopes: dict[str, range],
           length: int) -> str:
-    """Markdown: a row a scope and code, then each form's bias and spread."""
+    """Markdown: a row a code and scope, then each form's bias and spread."""
     generator = torch.Generator().manual_seed(0)
     lines = ["| change | blocks | measured KL | " + " | ".join(FORMS) + " |", "|---" * (3 + len(FORMS)) + "|"]
     logs: dict[tuple[str, str], list[float]] = defaultdict(list)
@@ -201,16 +213,22 @@ def table(values: dict[str, Tensor], measured: dict[str, dict[str, list[float]]]
                         logs[form, kind].append(math.log(ratio))
             error = float(kl_n.std()) / len(kl_n) ** 0.5
             lines.append(f"| {code} | {scope} | {float(kl_n.mean()):.3g} ± {error:.1g} | " + " | ".join(cells) + " |")
-    lines += ["", f"Geometric mean of predicted / measured where the KL is below {SMALL:g}, and the factor that one standard "
-              "deviation of it covers:", "", "| codes | rows | " + " | ".join(FORMS) + " |", "|---" * (2 + len(FORMS)) + "|"]
+    return "\n".join(lines) + "\n\n" + summary(logs)
+
+
+def summary(logs: dict[tuple[str, str], list[float]]) -> str:
+    lines = [f"Geometric mean of predicted / measured where the KL is below {SMALL:g}, and the factor that one standard "
+             "deviation of it covers:", "", "| codes | rows | " + " | ".join(FORMS) + " |", "|---" * (2 + len(FORMS)) + "|"]
     for kind in ("nearest", "feedback", "ideal", "limit", "all"):
-        cells = []
-        for form in FORMS:
-            ratios = torch.tensor(logs[form, kind])
-            cells.append(f"{float(ratios.mean().exp()):.2f}, x {float(ratios.std().exp()):.2f}")
-        lines.append(f"| {kind} | {len(ratios)} | " + " | ".join(cells) + " |")
-    lines += ["", "The limit's own KL at its water level (K-FAC with the S and B that made the code, no code drawn):", "",
-              "| bits | blocks | promised | measured |", "|---|---|---|---|"]
+        cells = [torch.tensor(logs[form, kind]) for form in FORMS]
+        lines.append(f"| {kind} | {len(cells[0])} | " + " | ".join(
+            f"{float(c.mean().exp()):.2f}, x {float(c.std().exp()):.2f}" for c in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def promises(measured: dict[str, dict[str, list[float]]], codes: Codes, scopes: dict[str, range]) -> str:
+    lines = ["The limit's own KL at its water level (the S and B that made the code, no code drawn):", "",
+             "| bits | blocks | promised | measured |", "|---|---|---|---|"]
     for bits in LIMIT:
         for scope, chosen in scopes.items():
             inside = tuple(f"{codes.blocks[k]}." for k in chosen)
@@ -245,7 +263,8 @@ def main() -> None:
     parser.add_argument("--sequences", type=int, default=32, help="that the predictions are taken from")
     parser.add_argument("--sequence-length", type=int, default=256)
     parser.add_argument("--held-out-windows", type=int, default=8)
-    parser.add_argument("--in-sample", action="store_true", help="predict from the calibration tokens themselves")
+    parser.add_argument("--predict-from", nargs="+", default=["held-out", "calibration"],
+                        choices=["held-out", "calibration", "in-sample"])
     parser.add_argument("--dtype", default="bfloat16", help="of the statistics")
     parser.add_argument("--measure-dtype", default="float32")
     parser.add_argument("--seed", type=int, default=0)
@@ -259,21 +278,21 @@ def main() -> None:
         stream = BlockStream(checkpoint, dtype=getattr(torch, args.dtype))
         calibration = windows_of(checkpoint, args.calibration, args.length, args.tokens // args.length)
         codes = Codes(Statistics(stream, calibration, work / "calibration"), args.seed)
-        if args.in_sample:
-            sequences = calibration.reshape(-1, args.sequence_length)[:args.sequences]
-        else:
-            sequences = windows_of(checkpoint, args.calibration, args.sequence_length, args.sequences, skip=calibration)
-        others = Statistics(stream, sequences, work / ("in-sample" if args.in_sample else "sequences"))
-        if not others.workspace.has("forms.safetensors"):
-            others.workspace.remove("fisher/*")
-            others.workspace.remove("gradient/*")
-            others.workspace.save("forms.safetensors", Forms(others, codes).run(args.seed + 1))
-        values = others.workspace.load("forms.safetensors")
         scopes = scopes_of(len(codes.blocks))
         held_out = windows_of(checkpoint, args.held_out, args.length, args.held_out_windows)
         measured = measure(BlockStream(checkpoint, dtype=getattr(torch, args.measure_dtype)), held_out, codes, scopes,
                            Workspace(work / "held-out", {}))
-        text = table(values, measured, codes, scopes, args.sequence_length)
+        parts = []
+        for source in args.predict_from:
+            if source == "in-sample":
+                sequences = calibration.reshape(-1, args.sequence_length)[:args.sequences]
+            else:
+                text, skip = (args.held_out, held_out) if source == "held-out" else (args.calibration, calibration)
+                sequences = windows_of(checkpoint, text, args.sequence_length, args.sequences, skip=skip)
+            values = Forms.of(Statistics(stream, sequences, work / f"sequences-{source}"), codes, args.seed + 1)
+            parts += [f"## Predicted from sequences: {source}\n",
+                      table(values, measured, codes, scopes, args.sequence_length)]
+        text = "\n".join([*parts, promises(measured, codes, scopes)])
     print(text)
     if args.out:
         args.out.write_text(text)
