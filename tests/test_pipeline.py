@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import signal
@@ -71,7 +72,8 @@ def test_compressed_tensors_at_bits(tiny_model, text, tmp_path):
     result = run(model, text, tmp_path / "out", Budget(bits=4.5), target="compressed-tensors")
     assert 0.97 * 4.5 <= result.document["result"]["bits_per_weight"] <= 4.5
     assert result.document["proof"]["runtime"] == "transformers" and result.document["proof"]["passed"]
-    codecs = {layer["name"].split(".")[-2]: layer["codec"] for layer in result.document["plan"] if ".layers.0." in layer["name"]}
+    first = [layer for layer in result.document["plan"] if ".layers.0." in layer["name"]]
+    codecs = {layer["name"].split(".")[-2]: layer["codec"] for layer in first}
     assert codecs["q_proj"] == codecs["k_proj"] == codecs["v_proj"] and codecs["gate_proj"] == codecs["up_proj"]
 
 
@@ -109,8 +111,8 @@ def test_killed_run_resumes_to_the_same_bytes(tiny_model, text, tmp_path):
     environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
     command = [sys.executable, "-c", CHILD, str(model), text, str(tmp_path / "killed"), "140000"]
     state = tmp_path / "killed.work"
-    for wanted in ("windows.safetensors", "moments/0001.safetensors", "candidates/0001.safetensors", "fisher/0001.safetensors",
-                   "verified.json", "final0/block/0001.safetensors"):
+    for wanted in ("windows.safetensors", "moments/0001.safetensors", "candidates/0001.safetensors",
+                   "fisher/0001.safetensors", "verified.json", "final0/block/0001.safetensors"):
         child = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
         while child.poll() is None and not (state / wanted).exists():
             time.sleep(0.005)
@@ -124,7 +126,7 @@ def test_killed_run_resumes_to_the_same_bytes(tiny_model, text, tmp_path):
 def test_state_of_another_run_is_refused_by_name(tiny_model, text, tmp_path):
     model = tiny_model("llama")
     workspace = Workspace(tmp_path / "out.work", {"model": "another", "seed": 0})
-    with pytest.raises(StateError, match="in use|using this output"):
+    with pytest.raises(StateError, match="using this output"):
         run(model, text, tmp_path / "out", Budget(bits=6))
     workspace.close()
     with pytest.raises(StateError, match="model"):
@@ -160,5 +162,5 @@ def test_convert_keeps_every_weight(tiny_model, tmp_path):
 def test_limits_of_a_model(tiny_model, text):
     found = measure_limits(tiny_model("llama"), text=[text], tokens=TOKENS, dtype="float32").to_dict()
     curve = found["information"]["curve"]
-    assert all(a[0] < b[0] and a[1] > b[1] for a, b in zip(curve, curve[1:], strict=False))
+    assert all(a[0] < b[0] and a[1] > b[1] for a, b in itertools.pairwise(curve))
     assert json.dumps(found) and found["hardware"]["ceilings"]
