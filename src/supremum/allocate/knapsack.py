@@ -63,18 +63,12 @@ def choose(units: Sequence[Unit], *, size: int | None = None, block_bytes: float
             factor = LARGE / max(row.max(), 1e-30)
             constraints.append(LinearConstraint(csr_matrix(row * factor), -np.inf, bound * factor * (1 + 1e-12)))
     cost = damage if nats is None else nbytes
-    factor = LARGE / max(cost.max(), 1e-30)
-    for _ in range(2):  # the second time at the optimum's own size, where that is far below the largest option
-        result = milp(cost * factor, constraints=constraints, integrality=np.ones(count), bounds=Bounds(0, 1),
-                      options={"mip_rel_gap": GAP, "presolve": True})
-        if result.x is None:
-            raise BudgetError("no choice of formats fits the budget.", _least(units, block_bytes, nats))
-        chosen = [int(i) for i in np.flatnonzero(result.x > 0.5)]
-        assert [int(owner[i]) for i in chosen] == list(range(len(units)))
-        reached = float(cost[chosen].sum())
-        if reached * factor > 1 or reached == 0:
-            break
-        factor = LARGE / reached
+    result = milp(cost * (LARGE / max(cost.max(), 1e-30)), constraints=constraints, integrality=np.ones(count),
+                  bounds=Bounds(0, 1), options={"mip_rel_gap": GAP, "presolve": True})
+    if result.x is None:
+        raise BudgetError("no choice of formats fits the budget.", _least(units, block_bytes, nats))
+    chosen = [int(i) for i in np.flatnonzero(result.x > 0.5)]
+    assert [int(owner[i]) for i in chosen] == list(range(len(units)))
     return [options[i] for i in chosen]
 
 
@@ -100,17 +94,14 @@ def _undominated(options: Sequence[Option]) -> list[Option]:
 
 def frontier(units: Sequence[Unit], points: int = 40) -> list[list[Option]]:
     """Choices along the lower convex hull, from fewest to most bytes; at most `points` of them, all different."""
-    slopes: list[float] = []
-    for unit in units:
-        hull = _hull(unit.options)
-        slopes += [(a.nats - b.nats) / (b.nbytes - a.nbytes) for a, b in itertools.pairwise(hull)]
+    hulls = [_hull(unit.options) for unit in units]
+    slopes = [(a.nats - b.nats) / (b.nbytes - a.nbytes) for hull in hulls for a, b in itertools.pairwise(hull)]
     if not slopes:
-        return [[min(unit.options, key=lambda o: o.nbytes) for unit in units]]
-    prices = np.quantile(np.sort(slopes)[::-1], np.linspace(0, 1, points - 1))[::-1] * (1 - 1e-9)
-    prices = np.concatenate([[max(slopes) * 2], np.sort(prices)[::-1]])
+        return [[hull[0] for hull in hulls]]
+    prices = [2 * max(slopes), *(np.quantile(slopes, np.linspace(1, 0, points - 1)) * (1 - 1e-9))]
     found: list[list[Option]] = []
     for price in prices:
-        choice = [min(unit.options, key=lambda o: (o.nats + price * o.nbytes, o.nbytes)) for unit in units]
+        choice = [min(hull, key=lambda o: (o.nats + price * o.nbytes, o.nbytes)) for hull in hulls]
         if not found or choice != found[-1]:
             found.append(choice)
     return found
