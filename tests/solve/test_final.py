@@ -13,7 +13,7 @@ from supremum import codecs
 from supremum.checkpoint import open_checkpoint
 from supremum.solve import Metric, final, nearest
 from supremum.solve.candidates import load_coded
-from supremum.solve.final import DAMPING, _target, solve_final
+from supremum.solve.final import RIDGE, _target, solve_final
 from supremum.stats.streaming import BlockStream, linears, orientation, set_weight
 from supremum.stats.sweep import hidden_file, sweep
 from supremum.workspace import Workspace
@@ -32,7 +32,7 @@ def test_target_is_the_ridge_regression_towards_the_weight() -> None:
     """W* = argmin ||X W^T - Xh W*^T||^2 / T + lambda ||W* - W||^2, solved by float64 least squares."""
     (x_TI, drifted_TI), weight_OI = inputs(), reference.weights(5, 24)
     moment_II, cross_II = drifted_TI.T @ drifted_TI / 120, x_TI.T @ drifted_TI / 120
-    ridge = (DAMPING * moment_II.diagonal().mean().double() * 120).sqrt()
+    ridge = (RIDGE * moment_II.diagonal().mean().double() * 120).sqrt()
     left = torch.cat([drifted_TI.double(), ridge * torch.eye(24)])
     right = torch.cat([x_TI.double(), ridge * torch.eye(24)]) @ weight_OI.T.double()
     expected_OI = torch.linalg.lstsq(left, right).solution.T
@@ -45,7 +45,7 @@ def test_target_of_a_writer_also_mends_what_the_stream_holds() -> None:
     (x_TI, drifted_TI), weight_OI = inputs(), reference.weights(5, 24)
     held_TO = 0.5 * torch.randn(120, 5, generator=torch.Generator().manual_seed(3))
     moment_II, cross_II = drifted_TI.T @ drifted_TI / 120, x_TI.T @ drifted_TI / 120
-    ridge = (DAMPING * moment_II.diagonal().mean().double() * 120).sqrt()
+    ridge = (RIDGE * moment_II.diagonal().mean().double() * 120).sqrt()
     left = torch.cat([drifted_TI.double(), ridge * torch.eye(24)])
     right = torch.cat([(x_TI @ weight_OI.T + held_TO).double(), ridge * weight_OI.T.double()])
     expected_OI = torch.linalg.lstsq(left, right).solution.T

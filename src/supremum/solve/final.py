@@ -29,7 +29,8 @@ from .cancellation import Metric, damped, solve_together
 from .candidates import Oriented, load_coded, save_coded
 from .residual import OUTPUT, writers
 
-DAMPING = 0.01
+DAMPING = 0.01  # of the metric that the solver works in, share of mean(diag S)
+RIDGE = 0.05  # of the regression that gives W*: at 0.01 it fits the calibration text and not the next (docs/limits.md)
 REFITS = 1
 
 
@@ -184,8 +185,8 @@ def _moments(original: Seen, drifted: Seen) -> tuple[Tensor, Tensor, Tensor | No
 
 
 def _target(weight_OI: Tensor, moment_II: Tensor, cross_II: Tensor, mend_OI: Tensor | None = None) -> Tensor:
-    """(W (S_xxh + lambda I) + S_rh) (S_hh + lambda I)^-1, in float64."""
-    regular_II = damped(moment_II, DAMPING).double()
+    """(W (S_xxh + lambda I) + S_rh) (S_hh + lambda I)^-1 with lambda = RIDGE mean(diag S_hh), in float64."""
+    regular_II = damped(moment_II, RIDGE).double()
     wish_OI = weight_OI.double() @ (cross_II.double() + (regular_II - moment_II.double()))
     if mend_OI is not None:
         wish_OI = wish_OI + mend_OI.double()
