@@ -87,9 +87,11 @@ def test_a_step_that_fails_leaves_nothing(tmp_path: Path) -> None:
 def test_killed_at_any_moment_leaves_whole_files_and_continues(tmp_path: Path) -> None:
     """kill -9 during writes: at 12 moments, most of them inside a write of some step."""
     folder, steps = tmp_path / "work", 400
+    ready, begun = os.pipe()
 
     def run() -> None:
         workspace = Workspace(folder, INPUTS)
+        os.write(begun, b"!")
         for step in range(steps):
             workspace.tensors(f"{step % 4}/{step}.safetensors", lambda step=step: content(step))
             workspace.json(f"{step}.json", lambda step=step: {"step": step, "pad": "x" * 100_000})
@@ -109,7 +111,8 @@ def test_killed_at_any_moment_leaves_whole_files_and_continues(tmp_path: Path) -
     draw, count, halves = torch.Generator().manual_seed(0), 0, 0
     for _ in range(12):
         child = in_child(run)
-        time.sleep(0.02 + 0.1 * float(torch.rand((), generator=draw)))
+        os.read(ready, 1)
+        time.sleep(0.1 * float(torch.rand((), generator=draw)))
         os.kill(child, signal.SIGKILL)
         assert wait(child) in (-signal.SIGKILL, 0)
         before, count = count, whole()
