@@ -6,8 +6,7 @@ stream already holds; when the model's inputs have drifted, its error R - Rh is 
 
     W* = (W E[x xh^T] + E[(R - Rh) xh^T]) (E[xh xh^T])^-1
 
-Correcting such a layer for its own drift alone makes the model worse (docs/limits.md), so those whose output is
-normalised before it is added (Gemma) are not corrected at all.
+A layer whose output is normalised before it is added (Gemma) does not show R this way and is not corrected.
 """
 
 from __future__ import annotations
