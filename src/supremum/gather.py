@@ -16,7 +16,7 @@ from .limits import LayerSpectrum, metric, spectrum
 from .measure.answers import objective
 from .progress import phase
 from .solve.candidates import Candidates, kronecker
-from .stats.fisher import fisher, fisher_file
+from .stats.fisher import fisher, fisher_file, shrunk
 from .stats.streaming import BlockStream, Call, orientation
 from .stats.sweep import moments, sweep
 from .text import calibration_and_held_out, fast_dtype, self_generated
@@ -61,10 +61,12 @@ class Gathered:
             for block in self.stream.blocks:
                 sums, keys = moments(self.workspace, self.calls, block)
                 sides = {key: metric(total, tokens=self.windows.numel()) for key, total in sums.items()}
-                output = self.block_fisher(block, "B|")
+                output, shares = self.block_fisher(block, "B|"), self.block_fisher(block, "r|")
+                uses = sum(call.block == block for call in self.calls)
                 for layer, key in keys.items():
                     name = self.inner(block, layer)
-                    yield spectrum(name, self.weight(name), sides[key], output[f"B|{layer}"])
+                    steady = shrunk(output[f"B|{layer}"], float(shares[f"r|{layer}"]) / uses)
+                    yield spectrum(name, self.weight(name), sides[key], steady)
                 advance()
 
     def block_fisher(self, block: str, prefix: str) -> dict[str, Tensor]:

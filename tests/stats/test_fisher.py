@@ -12,7 +12,7 @@ from torch.func import functional_call, jvp
 
 from supremum.checkpoint import Checkpoint, open_checkpoint
 from supremum.gather import price
-from supremum.stats.fisher import fisher, fisher_file, gaussian_score, gradient_file, score
+from supremum.stats.fisher import _add_fisher, _mean, fisher, fisher_file, gaussian_score, gradient_file, score, shrunk
 from supremum.stats.streaming import BlockStream, orientation
 from supremum.stats.sweep import sweep
 from supremum.workspace import Workspace
@@ -185,3 +185,49 @@ def test_large_outputs_keep_the_diagonal(tiny_model: TinyModel, tmp_path: Path, 
     for name, block_OO in whole.items():
         if name.startswith("B|") and len(block_OO) > 100:
             torch.testing.assert_close(short[name], block_OO.diagonal())
+
+
+def clustered(sequences: int, length: int, size: int, seed: int) -> Tensor:
+    """Gradients (N, T, O) with a wide spectrum, each sequence with a strength and a direction of its own."""
+    generator = torch.Generator().manual_seed(seed)
+    spread = torch.logspace(0, -2, size)
+    own = torch.randn(sequences, 1, size, generator=generator) * torch.randn(sequences, length, 1, generator=generator)
+    strength = torch.randn(sequences, 1, 1, generator=generator).exp()
+    return (torch.randn(sequences, length, size, generator=generator) + own) * strength * spread.sqrt()
+
+
+@pytest.mark.parametrize(("length", "limit"), [(20, 4096), (60, 4096), (20, 8)])
+def test_shrinkage_is_ledoit_and_wolfs(monkeypatch: pytest.MonkeyPatch, length: int, limit: int) -> None:
+    """r = mean |B_s - B|^2 / N / |B - mean(diag) I|^2, straight from the definition; also of a diagonal."""
+    monkeypatch.setattr("supremum.stats.fisher.FULL_FISHER", limit)
+    g_NTO = clustered(12, length, 40, seed=0)
+    found: dict[str, Tensor] = {}
+    for part in g_NTO.split(5):
+        _add_fisher(found, "B|x", part)
+    _mean(found, 12, length)
+    each = torch.stack([g.double().T @ g.double() / length for g in g_NTO])
+    if limit < 40:
+        each = each.diagonal(dim1=1, dim2=2)
+    mean = each.mean(0)
+    target = mean.mean() if limit < 40 else mean.diagonal().mean() * torch.eye(40)
+    share = (each - mean).square().flatten(1).sum(1).mean() / 12 / (mean - target).square().sum()
+    torch.testing.assert_close(found["B|x"].double(), mean, atol=1e-5, rtol=1e-4)
+    assert float(found["r|x"]) == pytest.approx(min(1.0, float(share)), rel=1e-3)
+    torch.testing.assert_close(shrunk(found["B|x"], 0.25).double(), 0.75 * mean + 0.25 * target, atol=1e-5, rtol=1e-4)
+    assert set(found) == {"B|x", "r|x"}
+
+
+def test_shrinkage_helps_on_other_sequences() -> None:
+    """What a code shaped by B^-1 does to new gradients, tr(B_new B^-1) |B|^(1/O) / O, is less with the shrunk B."""
+    def fitted(seed: int) -> tuple[Tensor, float]:
+        found: dict[str, Tensor] = {}
+        _add_fisher(found, "B|x", clustered(16, 8, 64, seed))
+        _mean(found, 16, 8)
+        return found["B|x"].double(), float(found["r|x"])
+
+    new_OO, _ = fitted(seed=99)
+    for seed in range(5):
+        found_OO, share = fitted(seed)
+        damage = [float(torch.linalg.solve(b, new_OO).diagonal().mean() * torch.linalg.slogdet(b)[1].div(64).exp())
+                  for b in (found_OO, shrunk(found_OO, share))]
+        assert damage[1] < damage[0]

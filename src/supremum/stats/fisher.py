@@ -5,6 +5,12 @@ With labels y sampled from the model's own prediction and g = d log p(y) / d(lay
     B = E[g g^T]                      (O, O) per token, or its diagonal: the output Fisher
     KL(dW) ~ 1/2 E_s[<G_s, dW>^2] / T    nats a token; G_s = sum_t g_t x_t^T of sequence s, T its length
 
+B is a mean over few sequences, and the tokens of one are alike: its small eigenvalues come out too small, which a limit
+drawn from them would promise to use. `shrunk` mixes in the share r of mean(diag B) I that loses least in Frobenius norm
+(Ledoit & Wolf 2004), with whole sequences as the independent samples:
+
+    r = (E_s |B_s|^2 - |B|^2) / N  /  (|B|^2 - tr(B)^2 / O)      B_s the mean over sequence s of N
+
 The second is exact to second order for the sampled sequences: given the text, scores of different positions are
 uncorrelated. G_s is formed for one sequence of one layer at a time and only its inner products with the candidates'
 changes are kept. A model without a vocabulary head is read as a Gaussian around its output with the output's own
@@ -83,13 +89,13 @@ def fisher(stream: BlockStream, windows_NT: Tensor, workspace: Workspace, change
            seed: int) -> None:
     """Backward through all blocks over the first `length` tokens of each window; `sweep` must have run.
 
-    Files: fisher/K holds for each linear layer of call K "B|layer" ((O, O) or (O,)) and "v|layer|codec" (N,), the
-    inner products <G_s, dW>. fisher/tables holds the same of the head and the embedding by their tensor names, with
-    the head's "S|name" and the embedding's "F|name" = E[g g^T] (e, e), g the gradient at the looked-up row.
+    Files: fisher/K holds for each linear layer of call K "B|layer" ((O, O) or (O,)), "r|layer" its share for `shrunk`, and
+    "v|layer|codec" (N,), the inner products <G_s, dW>. fisher/tables holds the same of the head and the embedding by their
+    tensor names, with the head's "S|name" and the embedding's "F|name" = E[g g^T] (e, e), g the gradient at the looked-up
+    row.
     """
     calls = stream.calls(windows_NT[:, :length])
     depth = len(calls)
-    tokens = windows_NT.shape[0] * length
     embedding, head = stream.table_names()
     if not workspace.has("fisher/head.safetensors"):
         _head(stream, windows_NT, workspace, _flat(stream, changes, head) if head else {}, length, seed, depth)
@@ -113,7 +119,7 @@ def fisher(stream: BlockStream, windows_NT: Tensor, workspace: Workspace, change
                     g_NTO, x_NTI = watch.gradients[name], watch.inputs[name]
                     _add_fisher(found, f"B|{name}", g_NTO)
                     _add_products(found, name, g_NTO, x_NTI, _flat(stream, changes, f"{call.block}.{name}.weight"))
-        _mean(found, tokens)
+        _mean(found, len(windows_NT), length)
         workspace.save(fisher_file(k), found)
         workspace.save(gradient_file(k), {"g": torch.cat(lower)})
         workspace.remove(gradient_file(k + 1))
@@ -142,7 +148,7 @@ def _head(stream: BlockStream, windows_NT: Tensor, workspace: Workspace, changes
                 _add_products(found, "head", watch.gradients["head"], watch.inputs["head"], changes)
                 x_TI = watch.inputs["head"][0]
                 accumulate(found, "S|head", x_TI, x_TI)
-    _mean(found, windows_NT.shape[0] * length)
+    _mean(found, len(windows_NT), length)
     workspace.save(gradient_file(depth), {"g": torch.cat(gradients)})
     workspace.save("fisher/head.safetensors", found or {"none": torch.zeros(1)})
 
@@ -169,19 +175,37 @@ def _flat(stream: BlockStream, changes: Changes, name: str) -> dict[str, Tensor]
     return {codec: change.flatten().to(stream.dtype) for codec, change in changes(name).items()}
 
 
+def shrunk(fisher: Tensor, share: float) -> Tensor:
+    """(1 - r) B + r mean(diag B) I of B (O, O), or the same of its diagonal (O,)."""
+    if fisher.ndim == 1:
+        return (1 - share) * fisher + share * fisher.mean()
+    result_OO = (1 - share) * fisher
+    result_OO.diagonal().add_(share * fisher.diagonal().mean())
+    return result_OO
+
+
 def _add_fisher(found: dict[str, Tensor], key: str, g_NTO: Tensor) -> None:
+    """Sums over tokens of g g^T, or its diagonal, and under "norm|..." over sequences of |sum_t g g^T|^2."""
     g_TO = g_NTO.flatten(0, -2)
-    if g_TO.shape[1] > FULL_FISHER:
+    if diagonal := g_TO.shape[1] > FULL_FISHER:
         found[key] = found.get(key, 0) + g_TO.float().square().sum(0)
     else:
         accumulate(found, key, g_TO, g_TO)
+    for g_sTO in g_NTO.float():
+        form = g_sTO.square().sum(0) if diagonal else g_sTO @ g_sTO.T if len(g_sTO) < g_sTO.shape[1] else g_sTO.T @ g_sTO
+        found[f"norm|{key}"] = found.get(f"norm|{key}", 0) + form.square().sum(dtype=torch.float64)
 
 
-def _mean(found: dict[str, Tensor], tokens: int) -> None:
-    """Sums over tokens become means; inner products stay as they are."""
-    for key in found:
-        if not key.startswith("v|"):
-            found[key] /= tokens
+def _mean(found: dict[str, Tensor], sequences: int, length: int) -> None:
+    """Sums over tokens become means, norms become shares; inner products stay as they are."""
+    for key in [key for key in found if key.startswith(("B|", "S|"))]:
+        found[key] /= sequences * length
+        if (norm := found.pop(f"norm|{key}", None)) is None:
+            continue
+        fisher = found[key].double()
+        square, trace = fisher.square().sum(), fisher.sum() if fisher.ndim == 1 else fisher.diagonal().sum()
+        noise = (norm / sequences / length ** 2 - square) / sequences
+        found[key.replace("B|", "r|")] = (noise / (square - trace ** 2 / len(fisher)).clamp_min(1e-300)).clamp(0, 1).view(1)
 
 
 def _add_products(found: dict[str, Tensor], name: str, g_NTO: Tensor, x_NTI: Tensor, changes: Mapping[str, Tensor],
