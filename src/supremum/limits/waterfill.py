@@ -123,7 +123,7 @@ def pivots(moment_II: Tensor, *, order: Literal["natural", "activation"] = "natu
         columns = moment.diagonal().argsort()
         moment = moment[columns][:, columns]
     identity = torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
-    for share in (0.0, 1e-12, 1e-9, 1e-6):  # a singular S, gathered in float32, misses being semi-definite by rounding
+    for share in (0.0, 1e-12, 1e-9, 1e-6, 1e-4):  # float32 sums miss being semi-definite by rounding
         factor, failed = torch.linalg.cholesky_ex(moment + share * float(moment.diagonal().mean()) * identity)
         if not int(failed):
             return factor.diagonal().square()
