@@ -22,7 +22,7 @@ help:
 	@sed -n '3,6s/^#//p' Makefile
 
 demo: $(VENV)/.demo
-	$(BIN)/supremum optimize demo --size $(SIZE) --out demo
+	$(BIN)/supremum optimize demo --size $(SIZE) --tokens 4096 --out demo
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)
