@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from .checkpoint import Checkpoint
 from .limits import LayerSpectrum, metric, spectrum
 from .measure.answers import objective
 from .progress import phase
-from .solve.candidates import Candidates, kronecker
+from .solve.candidates import Candidates
 from .stats.fisher import fisher, fisher_file, shrunk
 from .stats.streaming import BlockStream, Call, orientation
 from .stats.sweep import moments, sweep
@@ -93,18 +92,6 @@ class Gathered:
                 found[name, codec] = value
         return found
 
-    def kfac(self, candidates: Candidates) -> dict[tuple[str, str], float]:
-        """1/2 tr(B dW S dW^T) of every candidate of the blocks' layers."""
-        found: dict[tuple[str, str], float] = {}
-        for block in self.stream.blocks:
-            sums, keys = moments(self.workspace, self.calls, block)
-            output = self.block_fisher(block, "B|")
-            for layer, key in keys.items():
-                name = self.inner(block, layer)
-                for codec, change in candidates.changes(name).items():
-                    found[name, codec] = kronecker(change, sums[key], output[f"B|{layer}"])
-        return found
-
 
 def windows_of(checkpoint: Checkpoint, workspace: Workspace, text: list[str], tokens: int, held_out_tokens: int,
                seed: int) -> tuple[Tensor, Tensor, dict[str, Any]]:
@@ -178,7 +165,3 @@ def price(product_N: Tensor, length: int) -> float:
 def work_folder(out: Path) -> Path:
     """Where the resumable state of a run that writes to `out` lives."""
     return out.with_name(out.name + ".work")
-
-
-def bits_of(nbytes: float, weights: int) -> float:
-    return 8 * nbytes / weights if weights else math.nan

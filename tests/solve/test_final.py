@@ -128,7 +128,8 @@ def test_model_is_solved_on_what_it_really_sees(family: str, tmp_path: Path, tin
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_correcting_the_drift_pays(family: str, tmp_path: Path, tiny_model: Callable[..., Path],
                                    monkeypatch: pytest.MonkeyPatch) -> None:
-    """Four blocks at three bits: the error at the end, against the solver without it. Measured: 0.05, 0.16."""
+    """Four blocks at three bits: the error at the end, against the solver without it. Measured: 0.05."""
+    monkeypatch.setattr(final, "RIDGE", 0.05)  # the text is the one that was solved for: little ridge is needed
     model = tiny_model(family, **{"n_layer" if family == "gpt2" else "num_hidden_layers": 4})
     errors = []
     for corrected in (True, False):
@@ -139,7 +140,7 @@ def test_correcting_the_drift_pays(family: str, tmp_path: Path, tiny_model: Call
         solve_final(stream, windows_NT, workspace, plan, oriented(stream), shapes, "final", {})
         last = hidden_file(len(stream.calls(windows_NT)))
         errors.append((workspace.load(f"final/{last}")["h"] - workspace.load(last)["h"]).square().mean())
-    assert errors[0] < 0.25 * errors[1]
+    assert errors[0] < 0.1 * errors[1]
 
 
 def test_later_layers_see_the_errors_of_earlier_ones(tmp_path: Path, tiny_model: Callable[..., Path],
