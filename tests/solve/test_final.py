@@ -13,7 +13,8 @@ from supremum import codecs
 from supremum.checkpoint import open_checkpoint
 from supremum.solve import Metric, final, nearest
 from supremum.solve.candidates import load_coded
-from supremum.solve.final import RIDGE, _target, solve_final
+from supremum.solve.final import RIDGE, Drift, _drift, _targets, solve_final
+from supremum.solve.walk import Seen
 from supremum.stats.streaming import BlockStream, linears, orientation, set_weight
 from supremum.stats.sweep import hidden_file, sweep
 from supremum.workspace import Workspace
@@ -28,15 +29,22 @@ def inputs(seed: int = 0, drift: float = 0.3) -> tuple[Tensor, Tensor]:
     return x_TI, x_TI + drift * torch.randn(120, 24, generator=draw) @ torch.randn(24, 24, generator=draw)
 
 
+def drift(x_TI: Tensor, drifted_TI: Tensor, held_TO: Tensor | None = None) -> Drift:
+    """The moments as the definitions say."""
+    tokens = len(x_TI)
+    return Drift(drifted_TI.T @ drifted_TI / tokens, (x_TI - drifted_TI).T @ drifted_TI / tokens,
+                 None if held_TO is None else held_TO.T @ drifted_TI / tokens)
+
+
 def test_target_is_the_ridge_regression_towards_the_weight() -> None:
     """W* = argmin ||X W^T - Xh W*^T||^2 / T + lambda ||W* - W||^2, solved by float64 least squares."""
     (x_TI, drifted_TI), weight_OI = inputs(), reference.weights(5, 24)
-    moment_II, cross_II = drifted_TI.T @ drifted_TI / 120, x_TI.T @ drifted_TI / 120
-    ridge = (RIDGE * moment_II.diagonal().mean().double() * 120).sqrt()
+    ridge = (RIDGE * drifted_TI.square().mean().double() * 120).sqrt()
     left = torch.cat([drifted_TI.double(), ridge * torch.eye(24)])
     right = torch.cat([x_TI.double(), ridge * torch.eye(24)]) @ weight_OI.T.double()
     expected_OI = torch.linalg.lstsq(left, right).solution.T
-    torch.testing.assert_close(_target(weight_OI, moment_II, cross_II).double(), expected_OI, rtol=1e-4, atol=1e-5)
+    found = _targets({"a": weight_OI[:2], "b": weight_OI[2:]}, drift(x_TI, drifted_TI))
+    torch.testing.assert_close(torch.cat([found["a"], found["b"]]).double(), expected_OI, rtol=1e-4, atol=1e-5)
     assert (expected_OI - weight_OI).abs().max() > 0.05  # there is something to correct
 
 
@@ -44,20 +52,33 @@ def test_target_of_a_writer_also_mends_what_the_stream_holds() -> None:
     """The same regression onto X W^T + (R - Rh)."""
     (x_TI, drifted_TI), weight_OI = inputs(), reference.weights(5, 24)
     held_TO = 0.5 * torch.randn(120, 5, generator=torch.Generator().manual_seed(3))
-    moment_II, cross_II = drifted_TI.T @ drifted_TI / 120, x_TI.T @ drifted_TI / 120
-    ridge = (RIDGE * moment_II.diagonal().mean().double() * 120).sqrt()
+    ridge = (RIDGE * drifted_TI.square().mean().double() * 120).sqrt()
     left = torch.cat([drifted_TI.double(), ridge * torch.eye(24)])
     right = torch.cat([(x_TI @ weight_OI.T + held_TO).double(), ridge * weight_OI.T.double()])
     expected_OI = torch.linalg.lstsq(left, right).solution.T
-    found_OI = _target(weight_OI, moment_II, cross_II, held_TO.T @ drifted_TI / 120)
+    found_OI = _targets({"a": weight_OI}, drift(x_TI, drifted_TI, held_TO))["a"]
     torch.testing.assert_close(found_OI.double(), expected_OI, rtol=1e-4, atol=1e-5)
 
 
 def test_target_is_the_weight_where_nothing_drifted() -> None:
     (x_TI, _), weight_OI = inputs(), reference.weights(5, 24)
     x_TI[:, 7] = 0  # and a dead input
-    moment_II = x_TI.T @ x_TI / 120
-    torch.testing.assert_close(_target(weight_OI, moment_II, moment_II), weight_OI, rtol=1e-5, atol=1e-6)
+    assert torch.equal(_targets({"a": weight_OI}, drift(x_TI, x_TI))["a"], weight_OI)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_moments_of_the_drift(dtype: torch.dtype) -> None:
+    """Batch by batch what the whole gives; in bfloat16 only the corrections are rounded, to 8 bits."""
+    (x_TI, drifted_TI), draw = inputs(), torch.Generator().manual_seed(5)
+    x_TI, drifted_TI = x_TI.to(dtype), drifted_TI.to(dtype)
+    held_TO, drifted_TO = (torch.randn(120, 5, generator=draw).to(dtype) for _ in range(2))
+    found = _drift(*(Seen(list(x.split(40)), list(r.split(40))) for x, r in ((x_TI, held_TO), (drifted_TI, drifted_TO))))
+    exact = drift(x_TI.double(), drifted_TI.double(), held_TO.double() - drifted_TO.double())
+    slack = 1e-6 if dtype == torch.float32 else 0.01
+    for one, other, limit in ((found.moment_II, exact.moment_II, 1e-6), (found.change_II, exact.change_II, slack),
+                              (found.mend_dI, exact.mend_dI, slack)):
+        assert one is not None and other is not None
+        assert float((one - other).norm()) < limit * float(other.norm())
 
 
 def prepared(folder: Path, model: Path) -> tuple[BlockStream, Tensor, Workspace, dict[str, tuple[int, int]]]:
@@ -134,7 +155,7 @@ def test_correcting_the_drift_pays(family: str, tmp_path: Path, tiny_model: Call
     errors = []
     for corrected in (True, False):
         if not corrected:
-            monkeypatch.setattr(final, "_target", lambda weight_OI, *moments: weight_OI)
+            monkeypatch.setattr(final, "_targets", lambda weights, drift: weights)
         stream, windows_NT, workspace, shapes = prepared(tmp_path / str(corrected), model)
         plan = {name: "int3-g32" for name in shapes if name not in stream.table_names()}
         solve_final(stream, windows_NT, workspace, plan, oriented(stream), shapes, "final", {})

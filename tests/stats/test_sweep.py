@@ -83,12 +83,9 @@ def test_batches_cover_all_windows_once() -> None:
 def test_sums_of_products(size: int) -> None:
     """bfloat16 products are exact in float32 (two 8-bit significands), so only the summation rounds; x^T x is symmetric."""
     x_TI = torch.randn(400, size, generator=torch.Generator().manual_seed(0)).bfloat16()
-    other_TI = x_TI.roll(1, 0)
     sums: dict[str, Tensor] = {}
-    for part, other in zip(x_TI.split(100), other_TI.split(100), strict=True):
-        accumulate(sums, "x", part, part)
-        accumulate(sums, "mixed", part, other)
-    for name, right_TI in (("x", x_TI), ("mixed", other_TI)):
-        exact_II = x_TI.double().T @ right_TI.double()
-        assert float((sums[name].double() - exact_II).abs().max()) < 1e-6 * len(x_TI)
+    for part in x_TI.split(100):
+        accumulate(sums, "x", part)
+    exact_II = x_TI.double().T @ x_TI.double()
+    assert float((sums["x"].double() - exact_II).abs().max()) < 1e-6 * len(x_TI)
     assert torch.equal(sums["x"], sums["x"].T)

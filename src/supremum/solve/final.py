@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,15 +26,12 @@ from ..stats.sweep import accumulate, batches, hidden_file, moments, run_block
 from ..workspace import Workspace
 from .cancellation import Metric, damped, solve_together
 from .candidates import Oriented, load_coded, save_coded
-from .residual import OUTPUT, writers
+from .residual import writers
+from .walk import Seen, Walk
 
 DAMPING = 0.01  # of the metric that the solver works in, share of mean(diag S)
 RIDGE = 0.2  # of the regression that gives W*: smaller ones fit the calibration text and not the next (bench/ridge.py)
 REFITS = 1
-
-
-class _Reached(Exception):
-    """The wanted input was seen; the rest of the block need not run."""
 
 
 def solve_final(stream: BlockStream, windows_NT: Tensor, workspace: Workspace, plan: Mapping[str, str], weight: Oriented,
@@ -65,129 +61,109 @@ def solve_final(stream: BlockStream, windows_NT: Tensor, workspace: Workspace, p
             continue
         drifted_NTd = workspace.load(f"{folder}/{hidden_file(k)}")["h"]
         with stream.block(call.block) as block:
+            output_NTd = None
             if not workspace.has(file):
-                repeated = sum(c.block == call.block for c in calls) > 1
-                original_NTd = None if repeated else workspace.load(hidden_file(k))["h"]
-                save_coded(workspace, file, _solve_block(block, call, original_NTd, drifted_NTd, chosen, weight,
-                                                         moments(workspace, calls, call.block)))
-            for tensor, codec in chosen.items():
-                coded = load_coded(workspace, file, f"{tensor}|{codec}", codec, shapes[tensor])
-                set_weight(linears(block)[wanted[tensor]], coded.decode())
-            workspace.save(f"{folder}/{hidden_file(k + 1)}", {"h": run_block(block, call, drifted_NTd)})
+                sums, keys = moments(workspace, calls, call.block)
+                if sum(c.block == call.block for c in calls) == 1:
+                    original_NTd = workspace.load(hidden_file(k))["h"]
+                    solved, output_NTd = _solve_block(block, call, original_NTd, drifted_NTd, chosen, weight, keys)
+                else:
+                    solved = _solve_repeated(call.block, chosen, weight, sums, keys)
+                save_coded(workspace, file, {f"{tensor}|{plan[tensor]}": coded for tensor, coded in solved.items()})
+            if output_NTd is None:
+                for tensor, codec in chosen.items():
+                    coded = load_coded(workspace, file, f"{tensor}|{codec}", codec, shapes[tensor])
+                    set_weight(linears(block)[wanted[tensor]], coded.decode())
+                output_NTd = run_block(block, call, drifted_NTd)
+            workspace.save(f"{folder}/{hidden_file(k + 1)}", {"h": output_NTd})
         workspace.remove(f"{folder}/{hidden_file(k)}")
     return files
 
 
-@dataclass(frozen=True)
-class Seen:
-    """One layer's inputs x (tokens, I) and, where it writes into the residual stream, what that held: R (tokens, d)."""
+def _solve_block(block: nn.Module, call: Call, original_NTd: Tensor, drifted_NTd: Tensor, plan: Mapping[str, str],
+                 weight: Oriented, keys: Mapping[str, str]) -> tuple[dict[str, Coded], Tensor]:
+    """All planned layers of one block, each on the inputs that the ones before it leave, and the block's output.
 
-    inputs: list[Tensor]
-    held: list[Tensor]
-
-
-def _solve_block(block: nn.Module, call: Call, original_NTd: Tensor | None, drifted_NTd: Tensor, plan: Mapping[str, str],
-                 weight: Oriented, gathered: tuple[dict[str, Tensor], dict[str, str]]) -> dict[str, Coded]:
-    """All planned layers of one block, in the order in which they run. Without original hidden states (a block that is
-    used more than once) the gathered moments are used and nothing is corrected."""
-    layers = linears(block)
-    sums, keys = gathered
-    order = list(dict.fromkeys(keys.values()))
-    places = {} if original_NTd is None else writers(block, call, original_NTd[:1])
-    originals = None if original_NTd is None else _watch(block, call, original_NTd, order, places)
+    keys: layer -> the first layer that reads the same input (`sweep.moments`). The block ends up with the new weights."""
+    places = writers(block, call, original_NTd[:1])
+    planned = {name: f"{call.block}.{name}.weight" for name in keys if f"{call.block}.{name}.weight" in plan}
+    order = list(dict.fromkeys(keys[name] for name in planned))
+    originals = dict(Walk(block, call, original_NTd, order, places))
+    walk = Walk(block, call, drifted_NTd, order, places)
     solved: dict[str, Coded] = {}
-    for key in order:
-        names = {f"{call.block}.{name}.weight": name for name, k in keys.items() if k == key}
-        names = {tensor: name for tensor, name in names.items() if tensor in plan}
-        if not names:
-            continue
-        weights = {tensor: weight(tensor) for tensor in names}
-        if originals is None:
-            moment_II = sums[key]
-        else:
-            width = drifted_NTd.shape[-1]
-            alone = key not in places and key != order[0] and any(w.shape[0] == width for w in weights.values())
-            drifted = _watch(block, call, drifted_NTd, [key], places, stop=True)[key]
-            moment_II, cross_II, mend_dI = _moments(originals[key], drifted)
-            if not alone:  # its output is normalised before it is added: see residual.py
-                weights = {tensor: _target(w, moment_II, cross_II, mend_dI) for tensor, w in weights.items()}
-        metric = Metric.of(moment_II, damping=DAMPING)
-        for codec in sorted({plan[tensor] for tensor in names}):
-            together = {tensor: w for tensor, w in weights.items() if plan[tensor] == codec}
-            for tensor, coded in solve_together(together, metric, codecs.get(codec), refits=REFITS).items():
-                solved[f"{tensor}|{codec}"] = coded
-                set_weight(layers[names[tensor]], coded.decode())
+    for key, drifted in walk:
+        drift = _drift(originals.pop(key), drifted)
+        weights = {tensor: weight(tensor) for name, tensor in planned.items() if keys[name] == key}
+        width = drifted_NTd.shape[-1]
+        alone = key not in places and key != order[0] and any(w.shape[0] == width for w in weights.values())
+        if not alone:  # its output is normalised before it is added: see residual.py
+            weights = _targets(weights, drift)
+        found = _solve_layers(weights, Metric.of(drift.moment_II, damping=DAMPING), plan)
+        for name, tensor in planned.items():
+            if tensor in found:
+                set_weight(block.get_submodule(name), found[tensor].decode())
+        solved |= found
+    return solved, walk.output
+
+
+def _solve_repeated(block: str, plan: Mapping[str, str], weight: Oriented, sums: Mapping[str, Tensor],
+                    keys: Mapping[str, str]) -> dict[str, Coded]:
+    """A block that is used more than once sees other inputs each time: solved on the gathered moments, nothing corrected."""
+    solved: dict[str, Coded] = {}
+    for key, moment_II in sums.items():
+        tensors = [f"{block}.{name}.weight" for name, k in keys.items() if k == key]
+        weights = {tensor: weight(tensor) for tensor in tensors if tensor in plan}
+        if weights:
+            solved |= _solve_layers(weights, Metric.of(moment_II, damping=DAMPING), plan)
     return solved
 
 
-@torch.no_grad()
-def _watch(block: nn.Module, call: Call, hidden_NTd: Tensor, keys: list[str], places: Mapping[str, str], *,
-           stop: bool = False) -> dict[str, Seen]:
-    """What the layers `keys` see, batch by batch; with `stop` the block is run only as far as needed (one key)."""
-    seen = {key: Seen([], []) for key in keys}
-    modules = dict(block.named_modules())
-    outputs: dict[str, Tensor] = {}
-    handles = []
-
-    def hold(key: str, stream: Tensor) -> None:
-        seen[key].held.append((stream - outputs.pop(key)).flatten(0, -2))
-
-    def on_input(key: str) -> Any:
-        def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            seen[key].inputs.append(args[0].flatten(0, -2))
-            if stop and key not in places:
-                raise _Reached
-        return hook
-
-    def on_output(key: str) -> Any:
-        def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            outputs[key] = output
-        return hook
-
-    def on_stream(key: str) -> Any:
-        def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            if key in outputs:
-                hold(key, args[0])
-                if stop:
-                    raise _Reached
-        return hook
-
-    for key in keys:
-        handles.append(modules[key].register_forward_pre_hook(on_input(key)))
-        if key in places:
-            handles.append(modules[key].register_forward_hook(on_output(key)))
-            if places[key] != OUTPUT:
-                handles.append(modules[places[key]].register_forward_pre_hook(on_stream(key)))
-    try:
-        for part in batches(hidden_NTd):
-            try:
-                output = block(hidden_NTd[part], *call.args, **call.kwargs)
-            except _Reached:
-                continue
-            for key in list(outputs):
-                hold(key, output)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return seen
+def _solve_layers(weights: Mapping[str, Tensor], metric: Metric, plan: Mapping[str, str]) -> dict[str, Coded]:
+    """Layers that read the same inputs; those of the same codec together."""
+    solved: dict[str, Coded] = {}
+    for codec in sorted({plan[tensor] for tensor in weights}):
+        together = {tensor: w for tensor, w in weights.items() if plan[tensor] == codec}
+        solved |= solve_together(together, metric, codecs.get(codec), refits=REFITS)
+    return solved
 
 
-def _moments(original: Seen, drifted: Seen) -> tuple[Tensor, Tensor, Tensor | None]:
-    """(E[xh xh^T], E[x xh^T], E[(R - Rh) xh^T] or None), means over tokens."""
+@dataclass(frozen=True)
+class Drift:
+    """What corrects a layer's target, means over tokens: E[xh xh^T] (I, I), E[(x - xh) xh^T] (I, I) and, of a writer,
+    E[(R - Rh) xh^T] (d, I)."""
+
+    moment_II: Tensor
+    change_II: Tensor
+    mend_dI: Tensor | None
+
+
+def _drift(original: Seen, drifted: Seen) -> Drift:
     sums: dict[str, Tensor] = {}
     for i, (x_TI, xh_TI) in enumerate(zip(original.inputs, drifted.inputs, strict=True)):
-        accumulate(sums, "hh", xh_TI, xh_TI)
-        accumulate(sums, "xh", x_TI, xh_TI)
+        accumulate(sums, "moment", xh_TI)
+        _add_product(sums, "change", x_TI, xh_TI, xh_TI)
         if original.held:
-            accumulate(sums, "rh", original.held[i].float() - drifted.held[i].float(), xh_TI.float())
+            _add_product(sums, "mend", original.held[i], drifted.held[i], xh_TI)
     tokens = sum(len(x_TI) for x_TI in original.inputs)
-    return sums["hh"] / tokens, sums["xh"] / tokens, sums["rh"] / tokens if "rh" in sums else None
+    return Drift(sums["moment"] / tokens, sums["change"] / tokens, sums["mend"] / tokens if "mend" in sums else None)
 
 
-def _target(weight_OI: Tensor, moment_II: Tensor, cross_II: Tensor, mend_OI: Tensor | None = None) -> Tensor:
-    """(W (S_xxh + lambda I) + S_rh) (S_hh + lambda I)^-1 with lambda = RIDGE mean(diag S_hh), in float64."""
-    regular_II = damped(moment_II, RIDGE).double()
-    wish_OI = weight_OI.double() @ (cross_II.double() + (regular_II - moment_II.double()))
-    if mend_OI is not None:
-        wish_OI = wish_OI + mend_OI.double()
-    return torch.cholesky_solve(wish_OI.T, torch.linalg.cholesky(regular_II)).T.float()
+def _add_product(sums: dict[str, Tensor], key: str, one: Tensor, other: Tensor, xh_TI: Tensor) -> None:
+    """sums[key] += (one - other)^T xh. A correction need not be exact to the last bits: multiplied in the compute dtype."""
+    change_Td = (one.float() - other.float()).to(xh_TI.dtype)
+    product_dI = (change_Td.T @ xh_TI).float()
+    sums[key] = sums[key] + product_dI if key in sums else product_dI
+
+
+def _targets(weights: Mapping[str, Tensor], drift: Drift) -> dict[str, Tensor]:
+    """W + (W E[(x - xh) xh^T] + E[(R - Rh) xh^T]) (E[xh xh^T] + lambda I)^-1, lambda = RIDGE mean(diag), in float64.
+
+    The equation above, with W (E[xh xh^T] + lambda I) taken out on both sides.
+    """
+    weight_OI = torch.cat(list(weights.values()))
+    wish_OI = weight_OI @ drift.change_II
+    if drift.mend_dI is not None:
+        wish_OI = wish_OI + drift.mend_dI
+    factor_II = torch.linalg.cholesky(damped(drift.moment_II, RIDGE).double())
+    target_OI = weight_OI + torch.cholesky_solve(wish_OI.T.double(), factor_II).T.float()
+    return dict(zip(weights, target_OI.split([len(weight) for weight in weights.values()]), strict=True))

@@ -1,8 +1,8 @@
 """Which layers write into the residual stream, found by watching and not by name.
 
-A layer with output y writes into the stream if some later input in the block, or the block's output, is R + y for an R
-that does not depend on y. Moving y by a random delta then moves that tensor, and exactly that much. R is what the
-stream already holds; when the model's inputs have drifted, its error R - Rh is one that this layer can mend:
+A layer with output y writes into the stream if an input read before the next linear layer runs, or the block's output, is
+R + y for an R that does not depend on y. Moving y by a random delta then moves that tensor, and exactly that much. R is
+what the stream already holds; when the model's inputs have drifted, its error R - Rh is one that this layer can mend:
 
     W* = (W E[x xh^T] + E[(R - Rh) xh^T]) (E[xh xh^T])^-1
 
@@ -70,7 +70,7 @@ def writers(block: nn.Module, call: Call, hidden_NTd: Tensor) -> dict[str, str]:
         size = output.float().square().mean().sqrt()
         delta = (torch.randn(output.shape, generator=generator) * size).to(output.dtype)
         moved = _run(block, call, hidden_NTd, Watch(block, move=name, delta=delta))
-        for place, before in still.inputs.items():
+        for place, before in _until_next_linear(still, name):
             after = moved.inputs.get(place)
             if before.shape != delta.shape or after is None:
                 continue
@@ -81,6 +81,18 @@ def writers(block: nn.Module, call: Call, hidden_NTd: Tensor) -> dict[str, str]:
                 found[name] = place
                 break
     return found
+
+
+def _until_next_linear(watch: Watch, name: str) -> Iterator[tuple[str, Tensor]]:
+    """What is read after a layer has run, up to the next linear layer: a sum read later holds other layers' outputs too."""
+    later = iter(watch.inputs.items())
+    for place, _ in later:
+        if place == name:
+            break
+    for place, value in later:
+        yield place, value
+        if place in watch.outputs:
+            return
 
 
 def _run(block: nn.Module, call: Call, hidden_NTd: Tensor, watch: Watch) -> Watch:

@@ -147,7 +147,7 @@ def _head(stream: BlockStream, windows_NT: Tensor, workspace: Workspace, changes
                 _add_fisher(found, "B|head", watch.gradients["head"])
                 _add_products(found, "head", watch.gradients["head"], watch.inputs["head"], changes)
                 x_TI = watch.inputs["head"][0]
-                accumulate(found, "S|head", x_TI, x_TI)
+                accumulate(found, "S|head", x_TI)
     _mean(found, len(windows_NT), length)
     workspace.save(gradient_file(depth), {"g": torch.cat(gradients)})
     workspace.save("fisher/head.safetensors", found or {"none": torch.zeros(1)})
@@ -190,7 +190,7 @@ def _add_fisher(found: dict[str, Tensor], key: str, g_NTO: Tensor) -> None:
     if diagonal := g_TO.shape[1] > FULL_FISHER:
         found[key] = found.get(key, 0) + g_TO.float().square().sum(0)
     else:
-        accumulate(found, key, g_TO, g_TO)
+        accumulate(found, key, g_TO)
     for g_sTO in g_NTO.float():
         form = g_sTO.square().sum(0) if diagonal else g_sTO @ g_sTO.T if len(g_sTO) < g_sTO.shape[1] else g_sTO.T @ g_sTO
         found[f"norm|{key}"] = found.get(f"norm|{key}", 0) + form.square().sum(dtype=torch.float64)

@@ -61,21 +61,15 @@ class Inputs:
         return hook
 
 
-def accumulate(sums: dict[str, Tensor], key: str, left_TI: Tensor, right_TI: Tensor) -> None:
-    """sums[key] += left^T right in float32; bfloat16 inputs are multiplied exactly by bfloat16 units where there are any.
+def accumulate(sums: dict[str, Tensor], key: str, x_TI: Tensor) -> None:
+    """sums[key] += x^T x in float32; bfloat16 inputs are multiplied exactly by bfloat16 units where there are any.
 
-    Of x^T x (left is right) one half is computed and mirrored: 1.3 to 1.8 times faster on one core.
+    One half is computed and mirrored: 1.3 to 1.8 times faster on one core.
     """
-    fast = left_TI.dtype == torch.bfloat16 and right_TI.dtype == torch.bfloat16
     previous = torch.get_float32_matmul_precision()
     try:
-        torch.set_float32_matmul_precision("medium" if fast else "highest")
-        if key not in sums:
-            sums[key] = torch.zeros(left_TI.shape[-1], right_TI.shape[-1])
-        total_II, x_TI = sums[key], left_TI.float()
-        if left_TI is not right_TI:
-            total_II.addmm_(x_TI.T, right_TI.float())
-            return
+        torch.set_float32_matmul_precision("medium" if x_TI.dtype == torch.bfloat16 else "highest")
+        total_II, x_TI = sums.setdefault(key, torch.zeros(x_TI.shape[-1], x_TI.shape[-1])), x_TI.float()
         for start in range(0, len(total_II), PANEL):
             stop = start + PANEL
             total_II[start:stop, start:].addmm_(x_TI[:, start:stop].T, x_TI[:, start:])
@@ -112,7 +106,7 @@ def sweep(stream: BlockStream, windows_NT: Tensor, workspace: Workspace) -> None
             continue
         hidden_NTd = workspace.load(hidden_file(k))["h"]
         sums: dict[str, Tensor] = {}
-        inputs = Inputs(lambda key, x_TI, sums=sums: accumulate(sums, key, x_TI, x_TI))
+        inputs = Inputs(lambda key, x_TI, sums=sums: accumulate(sums, key, x_TI))
         with stream.block(call.block) as block, inputs.on(block):
             output_NTd = run_block(block, call, hidden_NTd)
         moments = {f"S|{key}": total / windows_NT.numel() for key, total in sums.items()}
