@@ -85,8 +85,9 @@ def test_largest_kl_holds(tiny_model, text, tmp_path):
 
 def test_keep_leaves_layers_as_they_are(tiny_model, text, tmp_path):
     model = tiny_model("llama")
-    result = run(model, text, tmp_path / "out", Budget(bits=8.5), keep=["v_proj"])
-    assert not any("v_proj" in layer["name"] for layer in result.document["plan"])
+    result = run(model, text, tmp_path / "out", Budget(bits=12), keep=["v_proj"])
+    kept = [layer for layer in result.document["plan"] if "v_proj" in layer["name"]]
+    assert len(kept) == 2 and all(layer["codec"] == "as it is" and layer["bits_per_weight"] == 32 for layer in kept)
     before, after = open_checkpoint(model), open_checkpoint(tmp_path / "out")
     name = "model.layers.1.self_attn.v_proj.weight"
     assert torch.equal(before.read(name).float(), after.read(name).float())
@@ -103,6 +104,15 @@ def test_other_decoders(tiny_model, text, tmp_path, family):
 def test_encoders(tiny_model, text, tmp_path, family):
     result = run(tiny_model(family), text, tmp_path / "out", Budget(bits=5), target="compressed-tensors")
     assert result.document["proof"]["passed"] and result.document["result"]["bits_per_weight"] <= 5
+
+
+def test_encoder_without_a_head(tiny_model, text, tmp_path):
+    """Its hidden states are compared: a KL, and nothing that needs a vocabulary."""
+    model = tiny_model("bert", architecture="BertModel")
+    result = run(model, text, tmp_path / "out", Budget(bits=5), target="compressed-tensors")
+    measured = result.document["result"]["measured"]
+    assert result.document["proof"]["passed"] and measured["objective"] == "none"
+    assert measured["kl_mean"] > 0 and measured["perplexity"] is None and measured["same_top"] is None
 
 
 def test_killed_run_resumes_to_the_same_bytes(tiny_model, text, tmp_path):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from supremum import codecs
 from supremum.allocate import Budget, Option, Unit
 from supremum.errors import BudgetError
-from supremum.planning import Menu, fixed_bytes, menu_of, plan_of, reason, spend, units_of
+from supremum.planning import Menu, block_rate, fixed_bytes, menu_of, plan_of, reason, spend, units_of
 
 SHAPES = {"b.0.q": (64, 64), "b.0.k": (32, 64), "b.0.o": (64, 32), "embed": (100, 64)}
 
@@ -145,16 +145,35 @@ def test_units_have_real_bytes_and_ties_move_together() -> None:
     menu = Menu({"b.0.q": ["int4-g64", "int8-g64"], "b.0.k": ["int2-g64", "int8-g64", "int4-g64"], "b.0.o": ["int4-g32"],
                  "embed": []}, [["b.0.q", "b.0.k"]])
     nats = {(name, codec): len(codec) + i for i, (name, names) in enumerate(menu.codecs.items()) for codec in names}
-    gathered = SimpleNamespace(checkpoint=None, shapes=SHAPES, tables=["embed"])
-    tied, alone = units_of(gathered, Real(), menu, nats)  # type: ignore[arg-type]
+    checkpoint: Any = SimpleNamespace(tensors={"embed": SimpleNamespace(nbytes=2 * 6400)})
+    tied, alone, kept = units_of(checkpoint, Real(), menu, SHAPES, ["embed"], nats)
     assert tied.tensors == ("b.0.q", "b.0.k") and tied.in_blocks and tied.weights == 96 * 64
     assert [o.codec for o in tied.options] == ["int4-g64", "int8-g64", None]
     assert tied.options[0] == Option("int4-g64", sum(codecs.get("int4-g64").nbytes((n, 64)) for n in (64, 32)), 8 + 9)
     assert tied.options[-1] == Option(None, 2 * 96 * 64, 0.0)
     assert alone.tensors == ("b.0.o",) and [o.codec for o in alone.options] == ["int4-g32", None]
-    assert fixed_bytes(None, Real(), [tied, alone]) == 5000 + 2 * 6400  # type: ignore[arg-type]
-    chosen = [tied.options[0], alone.options[-1]]
-    assert plan_of([tied, alone], chosen) == {"b.0.q": "int4-g64", "b.0.k": "int4-g64"}
+    assert kept == Unit(("embed",), 6400, False, (Option(None, 2 * 6400, 0.0),))
+    assert fixed_bytes(checkpoint, Real(), [tied, alone, kept]) == 5000
+    chosen = [tied.options[0], alone.options[-1], kept.options[0]]
+    assert plan_of([tied, alone, kept], chosen) == {"b.0.q": "int4-g64", "b.0.k": "int4-g64"}
+    weights, bits = block_rate([tied, alone, kept], chosen)
+    assert weights == 96 * 64 + 64 * 32 and bits == 8 * (tied.options[0].nbytes + 2 * 64 * 32) / weights
+
+
+def test_kept_layers_count_at_the_bytes_the_target_gives_them() -> None:
+    """Kept by the user: measured by what the file would save; without any format: as the checkpoint holds it."""
+    checkpoint: Any = SimpleNamespace(tensors={"b.0.k": SimpleNamespace(nbytes=77)})
+    target = Real(menu={"b.0.q": ["int4-g64"], "b.0.o": ["int4-g32"], "embed": ["int8-g64"]})
+    menu = Menu({"b.0.q": ["int4-g64"], "b.0.k": [], "b.0.o": [], "embed": ["int8-g64"]}, [])
+    units = {unit.tensors[0]: unit for unit in units_of(checkpoint, target, menu, SHAPES, ["embed"])}
+    assert units["b.0.o"].options == (Option(None, 2 * 64 * 32, 0.0),) and units["b.0.o"].in_blocks
+    assert units["b.0.k"].options == (Option(None, 77, 0.0),)
+
+
+def test_a_tie_without_a_common_codec_stays() -> None:
+    menu = Menu({"b.0.q": ["int4-g64"], "b.0.k": ["int8-g64"]}, [["b.0.q", "b.0.k"]])
+    tied, = units_of(None, Real(), menu, SHAPES, [])  # type: ignore[arg-type]
+    assert tied.options == (Option(None, 2 * 96 * 64, 0.0),)
 
 
 def test_reasons_name_the_neighbours() -> None:
@@ -164,4 +183,5 @@ def test_reasons_name_the_neighbours() -> None:
     assert reason(one, one.options[0]) == "b would cost 1.00 KB for -0.5 nats"
     assert reason(one, one.options[3]) == "c would save 5.00 KB for +0.1 nats"
     assert reason(one, one.options[2]).endswith("as it is would cost 5.00 KB for -0.1 nats")
-    assert reason(Unit(("w",), 1, True, (one.options[0],)), one.options[0]) == "the only format this target has for it"
+    kept = Unit(("w",), 1, True, (one.options[3],))
+    assert reason(kept, kept.options[0]) == "stays as it is: kept, or in no format that this target has"

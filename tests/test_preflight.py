@@ -11,15 +11,17 @@ import psutil
 import pytest
 import torch
 
+from supremum import codecs
 from supremum import preflight as module
 from supremum.allocate import Budget
 from supremum.checkpoint import Checkpoint, open_checkpoint
 from supremum.checkpoint.targets import target
 from supremum.errors import BudgetError, SupremumError
 from supremum.planning import Menu, menu_of
-from supremum.preflight import needs, preflight, smallest_size
+from supremum.preflight import needs, preflight
 from supremum.stats.streaming import BlockStream, orientation
 
+TABLES = ["model.embed_tokens.weight"]
 Case = tuple[Checkpoint, Any, Menu, dict[str, tuple[int, int]]]
 
 
@@ -33,7 +35,8 @@ def case(request: pytest.FixtureRequest, tiny_model: Callable[..., Path]) -> Cas
 
 def check(case: Case, tmp_path: Path, budget: Budget | None = None, menu: Menu | None = None) -> Any:
     checkpoint, kind, usual, shapes = case
-    return preflight(checkpoint, kind, budget or Budget(bits=4), tmp_path / "out", menu or usual, shapes, tokens=4096)
+    return preflight(checkpoint, kind, budget or Budget(bits=8), tmp_path / "out", menu or usual, shapes, TABLES, tokens=4096,
+                     blocks=2, item=2)
 
 
 def test_what_fits_passes_with_its_needs(case: Case, tmp_path: Path) -> None:
@@ -47,11 +50,13 @@ def test_needs_grow_with_tokens_and_count_blocks_of_every_family(tiny_model: Cal
         checkpoint = open_checkpoint(tiny_model(family))
         shapes = {name: shape for name, (shape, _) in orientation(BlockStream(checkpoint, dtype=torch.float32)).items()}
         menu = Menu({name: ["Q4_0"] for name in shapes}, [])
-        one, two = (needs(checkpoint, menu, shapes, tokens=tokens, blocks=2) for tokens in (10_000, 20_000))
-        assert two.memory > one.memory and two.disk > one.disk
-        inner = {name: shape for name, shape in shapes.items() if any(part.isdigit() for part in name.split("."))}
+        tables = BlockStream(checkpoint, dtype=torch.float32).tables()
+        one, two, wide = (needs(checkpoint, menu, shapes, tables, tokens=tokens, blocks=2, item=item)
+                          for tokens, item in ((10_000, 2), (20_000, 2), (10_000, 4)))
+        assert two.memory > one.memory and two.disk > one.disk and wide.memory > one.memory and wide.disk > one.disk
+        inner = {name: shape for name, shape in shapes.items() if name not in tables}
         half = sum(rows * columns for rows, columns in inner.values()) // 2
-        fewer = needs(checkpoint, menu, shapes, tokens=10_000, blocks=4)
+        fewer = needs(checkpoint, menu, shapes, tables, tokens=10_000, blocks=4, item=2)
         assert half > 10_000 and one.memory - fewer.memory == pytest.approx(8 * half / 2, rel=0.3)  # a block, float32 twice
 
 
@@ -66,24 +71,21 @@ def test_the_smallest_size_is_exact_and_named(case: Case, tmp_path: Path) -> Non
             sizes = {codec: kind.size(checkpoint, plan | dict.fromkeys(group, codec)) for codec in names}
             plan |= dict.fromkeys(group, min(sizes, key=sizes.__getitem__))
     smallest = kind.size(checkpoint, plan)
-    assert smallest_size(checkpoint, kind, menu, shapes) == smallest
     check(case, tmp_path, Budget(size=smallest))
     with pytest.raises(BudgetError, match=f"smallest {kind.name} file.*{smallest} bytes.*--size {smallest}"):
         check(case, tmp_path, Budget(size=smallest - 1))
 
 
-def test_staying_as_it_is_may_be_the_smallest() -> None:
-    """A checkpoint that is smaller than the smallest codec (ternary, say) is kept."""
-    sizes = {"a": {None: 10, "Q8_0": 68}, "b": {None: 100, "Q8_0": 68}}
-    kind = SimpleNamespace(name="gguf", size=lambda checkpoint, plan: sum(v[plan.get(k)] for k, v in sizes.items()))
-    menu = Menu({"a": ["Q8_0"], "b": ["Q8_0"]}, [])
-    assert smallest_size(None, kind, menu, {"a": (2, 32), "b": (2, 32)}) == 10 + 68  # type: ignore[arg-type]
-
-
-def test_a_tie_without_a_common_codec_stays() -> None:
-    kind = SimpleNamespace(name="gguf", size=lambda checkpoint, plan: 1000 - 10 * len(plan))
-    menu = Menu({"a": ["Q8_0"], "b": ["Q4_0"], "c": ["Q4_0"]}, [["a", "b"]])
-    assert smallest_size(None, kind, menu, dict.fromkeys("abc", (2, 32))) == 990  # type: ignore[arg-type]
+def test_too_few_bits_are_refused_with_the_least(case: Case, tmp_path: Path) -> None:
+    """Independent: the bytes of each block matrix's smallest codec, or its bfloat16, over its weights; headers are 1 %."""
+    _, _, menu, shapes = case
+    inner = {name: shape for name, shape in shapes.items() if name not in TABLES}
+    nbytes = sum(min((codecs.get(codec).nbytes(shape) for codec in menu.codecs[name]), default=2 * shape[0] * shape[1])
+                 for name, shape in inner.items())
+    least = 8 * nbytes / sum(rows * columns for rows, columns in inner.values())
+    check(case, tmp_path, Budget(bits=least * 1.01))
+    with pytest.raises(BudgetError, match=r"the least this target can hold is .*--bits"):
+        check(case, tmp_path, Budget(bits=least * 0.99))
 
 
 def test_too_little_memory(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

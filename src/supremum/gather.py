@@ -41,11 +41,6 @@ class Gathered:
     fisher_length: int
     text: dict[str, Any]
 
-    @property
-    def tables(self) -> list[str]:
-        """Tensor names of the embedding and the head."""
-        return list(dict.fromkeys(name for name in self.stream.table_names() if name))
-
     def weight(self, name: str) -> Tensor:
         """The original weight (O, I), float32."""
         weight = self.checkpoint.read(name).float()
@@ -146,7 +141,7 @@ def solve_candidates(gathered: Gathered, menu: Mapping[str, list[str]]) -> Candi
                 groups.setdefault(key, []).append(gathered.inner(block, layer))
             candidates.solve_block(f"candidates/{i:04d}.safetensors", sums, groups)
             advance()
-    for name in gathered.tables:
+    for name in gathered.stream.tables():
         candidates.solve_table(f"candidates/{name}.safetensors", name, None)
     return candidates
 

@@ -15,13 +15,13 @@ import torch
 
 from . import __version__
 from .allocate import Budget, Option, Unit
-from .checkpoint import Checkpoint, open_checkpoint
+from .checkpoint import open_checkpoint
 from .checkpoint.targets import target as target_named
-from .gather import TOKENS, Gathered, gather, gather_fisher, solve_candidates, work_folder
+from .gather import HELD_OUT_TOKENS, TOKENS, Gathered, compute_dtype, gather, gather_fisher, solve_candidates, work_folder
 from .limits import LayerSpectrum, Limits, limits
 from .measure.streamed import final_hidden
 from .output import check_output, convert, finished, move_into_place, rehearse, show_samples, write
-from .planning import menu_of, prices, units_of
+from .planning import block_rate, menu_of, prices, units_of
 from .preflight import preflight
 from .progress import note, peaks, phase, timings
 from .reach import correction, reach, verify_frontier
@@ -64,16 +64,18 @@ def optimize(model: str | Path, budget: Budget, *, target: str = "gguf", text: l
         note(f"{folder}: is finished with the same inputs; --fresh runs it again.")
         return Result(folder, done)
     with phase("check what is needed"):
-        shapes = _shapes(checkpoint)
+        stream = BlockStream(checkpoint, dtype=compute_dtype(dtype))
+        shapes = {name: shape for name, (shape, _) in orientation(stream).items()}
         menu = menu_of(kind, checkpoint, shapes, keep or [], only)
-        preflight(checkpoint, kind, budget, folder, menu, shapes, tokens=tokens or TOKENS)
+        preflight(checkpoint, kind, budget, folder, menu, shapes, stream.tables(),
+                  tokens=(tokens or TOKENS) + HELD_OUT_TOKENS, blocks=len(stream.blocks), item=stream.dtype.itemsize)
     workspace = Workspace(work_folder(folder), inputs, fresh=fresh)
     try:
         rehearse(checkpoint, kind, menu, workspace)
         gathered = gather(checkpoint, workspace, text=text or [], tokens=tokens, seed=seed, dtype=dtype)
         candidates = solve_candidates(gathered, menu.codecs)
         gather_fisher(gathered, candidates, seed)
-        units = units_of(gathered, kind, menu, prices(gathered))
+        units = units_of(checkpoint, kind, menu, shapes, gathered.stream.tables(), prices(gathered))
         reference = workspace.tensors("reference.safetensors",
                                       lambda: {"h": final_hidden(gathered.stream, gathered.held_out)})["h"]
         measured = verify_frontier(gathered, units, candidates, reference, budget, kind)
@@ -97,9 +99,8 @@ def optimize(model: str | Path, budget: Budget, *, target: str = "gguf", text: l
 
 def _limits(gathered: Gathered, spectra: list[LayerSpectrum], chosen: list[Option], units: list[Unit],
             quality: dict[str, Any]) -> Limits:
-    weights = sum(unit.weights for unit in units if unit.in_blocks)
-    nbytes = sum(option.nbytes for unit, option in zip(units, chosen, strict=True) if unit.in_blocks)
-    reached = (8 * nbytes / weights, quality["kl_mean"]) if weights and quality["kl_mean"] else None
+    _, bits = block_rate(units, chosen)
+    reached = (bits, quality["kl_mean"]) if quality["kl_mean"] else None
     return limits(gathered.checkpoint, spectra, reached=reached)
 
 
@@ -112,10 +113,6 @@ def measure_limits(model: str | Path, *, text: list[str] | None = None, tokens: 
         gathered = gather(checkpoint, workspace, text=text or [], tokens=tokens, seed=seed, dtype=dtype)
         gather_fisher(gathered, None, seed)
         return limits(checkpoint, list(gathered.spectra()))
-
-
-def _shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, int]]:
-    return {name: shape for name, (shape, _) in orientation(BlockStream(checkpoint, dtype=torch.float32)).items()}
 
 
 def _text_state(source: str) -> list[Any]:

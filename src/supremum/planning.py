@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,22 +50,32 @@ def menu_of(target: Any, checkpoint: Checkpoint, shapes: Mapping[str, tuple[int,
     return Menu(chosen, [tie for tie in ties if len(tie) > 1])
 
 
-def units_of(gathered: Gathered, target: Any, menu: Menu, nats: Mapping[tuple[str, str], float]) -> list[Unit]:
-    """Units with their options; a tensor may also stay as it is, at the bytes that the target then needs."""
-    checkpoint, shapes, tables = gathered.checkpoint, gathered.shapes, set(gathered.tables)
+def units_of(checkpoint: Checkpoint, target: Any, menu: Menu, shapes: Mapping[str, tuple[int, int]], tables: Collection[str],
+             nats: Mapping[tuple[str, str], float] | None = None) -> list[Unit]:
+    """Every matrix with its options: its codecs, and to stay as it is, at the bytes that the target then needs.
+
+    tables: the embedding and the head, which do not count for bits a weight. nats: predicted damage by (tensor, codec);
+    None prices nothing.
+    """
     everything = {name: names[0] for name, names in menu.codecs.items() if names}
     whole = target.size(checkpoint, everything)
-    as_it_is = {}
-    for name, codec in everything.items():
-        rest = {other: c for other, c in everything.items() if other != name}
-        as_it_is[name] = target.size(checkpoint, rest) - whole + codecs.get(codec).nbytes(shapes[name])
+
+    def as_it_is(name: str) -> int:
+        if name in everything:
+            rest = {other: codec for other, codec in everything.items() if other != name}
+            return target.size(checkpoint, rest) - whole + codecs.get(everything[name]).nbytes(shapes[name])
+        if possible := target.codecs(checkpoint, name, shapes[name]):
+            coded = target.size(checkpoint, everything | {name: possible[0]})
+            return whole - coded + codecs.get(possible[0]).nbytes(shapes[name])
+        return checkpoint.tensors[name].nbytes
+
     owner = {name: tuple(tie) for tie in menu.ties for name in tie}
     units = []
-    for names in dict.fromkeys(owner.get(name, (name,)) for name in everything):
+    for names in dict.fromkeys(owner.get(name, (name,)) for name in menu.codecs):
         shared = [codec for codec in menu.codecs[names[0]] if all(codec in menu.codecs[name] for name in names)]
         options = [Option(codec, sum(codecs.get(codec).nbytes(shapes[name]) for name in names),
-                          sum(nats[name, codec] for name in names)) for codec in shared]
-        options.append(Option(None, sum(as_it_is[name] for name in names), 0.0))
+                          sum(nats[name, codec] for name in names) if nats is not None else 0.0) for codec in shared]
+        options.append(Option(None, sum(as_it_is(name) for name in names), 0.0))
         units.append(Unit(names, sum(math.prod(shapes[name]) for name in names), names[0] not in tables, tuple(options)))
     return units
 
@@ -87,24 +97,37 @@ def fixed_bytes(checkpoint: Checkpoint, target: Any, units: Sequence[Unit]) -> i
     return target.size(checkpoint, plan_of(units, options)) - sum(option.nbytes for option in options)
 
 
+def block_rate(units: Sequence[Unit], options: Sequence[Option]) -> tuple[int, float]:
+    """(weights of the blocks' linear layers, bits each of them takes, scales included)."""
+    weights = sum(unit.weights for unit in units if unit.in_blocks)
+    nbytes = sum(option.nbytes for unit, option in zip(units, options, strict=True) if unit.in_blocks)
+    return weights, 8 * nbytes / max(weights, 1)
+
+
+def check_feasible(budget: Budget, units: Sequence[Unit], checkpoint: Checkpoint, target: Any) -> None:
+    """Raises BudgetError, naming the least that would do, if even the smallest options exceed the size or the bits."""
+    least = [min(unit.options, key=lambda option: option.nbytes) for unit in units]
+    smallest = target.size(checkpoint, plan_of(units, least))
+    if budget.size is not None and budget.size < smallest:
+        raise BudgetError(f"{format_size(budget.size)} is too small: the smallest {target.name} file of this model is "
+                          f"{format_size(smallest)} ({smallest} bytes).",
+                          f"Ask for --size {smallest} or more, or another --target.")
+    _, bits = block_rate(units, least)
+    if budget.bits is not None and budget.bits < bits:
+        raise BudgetError(f"{budget.bits:g} bits a weight is too few: the least this target can hold is {bits:.3f}.",
+                          f"Ask for --bits {math.ceil(bits * 1000) / 1000} or more, or another --target.")
+
+
 def spend(budget: Budget, units: Sequence[Unit], checkpoint: Checkpoint, target: Any, *, nats: float | None = None,
           ) -> list[Option]:
     """The best options within the budget; the target's exact size is checked, not estimated.
 
     nats: predicted damage that stands for budget.max_kl. Raises BudgetError naming the smallest feasible size.
     """
+    check_feasible(budget, units, checkpoint, target)
     fixed = fixed_bytes(checkpoint, target, units)
-    weights = sum(unit.weights for unit in units if unit.in_blocks)
+    weights, _ = block_rate(units, [unit.options[0] for unit in units])
     block_bytes = None if budget.bits is None else budget.bits * weights / 8
-    least = fixed + sum(min(option.nbytes for option in unit.options) for unit in units)
-    least_bits = 8 * sum(min(o.nbytes for o in unit.options) for unit in units if unit.in_blocks) / max(weights, 1)
-    if budget.size is not None and budget.size < least:
-        raise BudgetError(f"{format_size(budget.size)} is too small: the smallest {target.name} file of this model is "
-                          f"{format_size(least)} ({least} bytes).", f"Ask for --size {least} or more, or another --target.")
-    if block_bytes is not None and budget.bits is not None and budget.bits < least_bits:
-        raise BudgetError(f"{budget.bits:g} bits a weight is too few: the least this target can hold is "
-                          f"{least_bits:.3f}.", f"Ask for --bits {math.ceil(least_bits * 1000) / 1000} or more, or "
-                          "another --target.")
     size = None if budget.size is None else budget.size - fixed
     while True:
         options = choose(units, size=size, block_bytes=block_bytes, nats=nats)
@@ -128,7 +151,7 @@ def _tables_at_the_same_price(units: Sequence[Unit], options: list[Option]) -> l
 def reason(unit: Unit, option: Option) -> str:
     """Why this option: what the next smaller and the next larger would have meant."""
     if len(unit.options) == 1:
-        return "the only format this target has for it"
+        return "stays as it is: kept, or in no format that this target has"
     smaller = [o for o in unit.options if o.nbytes < option.nbytes]
     larger = [o for o in unit.options if o.nbytes > option.nbytes and o.nats < option.nats]
     parts = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,10 @@ import psutil
 from . import codecs
 from .allocate import Budget
 from .checkpoint import Checkpoint
-from .errors import BudgetError, SupremumError
+from .errors import SupremumError
 from .gather import work_folder
 from .limits.topology import memory_limit
+from .planning import Menu, check_feasible, units_of
 from .sizes import format_size
 
 BASE = 600_000_000  # the interpreter with PyTorch and Transformers
@@ -29,35 +31,36 @@ class Needs:
     disk: int
 
 
-def needs(checkpoint: Checkpoint, menu: Any, shapes: dict[str, tuple[int, int]], *, tokens: int, blocks: int) -> Needs:
-    """Upper estimates from shapes: one block and its moments, its candidates, the hidden states, the tables."""
+def needs(checkpoint: Checkpoint, menu: Menu, shapes: Mapping[str, tuple[int, int]], tables: Collection[str], *, tokens: int,
+          blocks: int, item: int) -> Needs:
+    """Upper estimates from shapes: one block and its moments, its candidates, the hidden states, the tables.
+
+    tokens: calibration and held-out. blocks: of the model. item: bytes of a value of the forward passes (4 for float32).
+    """
     width = min((shape[1] for shape in shapes.values()), default=1)
-    tables = [math.prod(shape) for name, shape in shapes.items() if not any(part.isdigit() for part in name.split("."))]
-    inner = sum(math.prod(shape) for shape in shapes.values()) - sum(tables)
+    inner = sum(math.prod(shape) for name, shape in shapes.items() if name not in tables)
     largest_input = max(shape[1] for shape in shapes.values())
     largest = max(math.prod(shape) for shape in shapes.values())
     block = inner // max(blocks, 1)
-    hidden = 2 * tokens * width
+    hidden = item * tokens * width
     moments = 4 * (largest_input**2 + 3 * width**2)
-    activations = 2 * tokens * (largest_input + 3 * width)
+    seen = 2 * item * tokens * (largest_input + 4 * width)  # of the original and of the compressed model: solve/walk.py
     most = max((len(names) for names in menu.codecs.values()), default=1)
-    memory = BASE + 8 * block + 3 * moments + 3 * hidden + activations + max(4 * largest * 3, 2 * most * block)
+    memory = BASE + 8 * block + 3 * moments + 3 * hidden + seen + max(4 * largest * 3, item * most * block)
     solved = sum(codecs.get(codec).nbytes(shapes[name]) for name, names in menu.codecs.items() for codec in names)
     disk = solved + blocks * (moments + 2 * hidden) + 3 * sum(info.nbytes for info in checkpoint.tensors.values())
     return Needs(memory, disk)
 
 
-def preflight(checkpoint: Checkpoint, target: Any, budget: Budget, out: Path, menu: Any, shapes: dict[str, tuple[int, int]],
-              *, tokens: int) -> Needs:
+def preflight(checkpoint: Checkpoint, target: Any, budget: Budget, out: Path, menu: Menu,
+              shapes: Mapping[str, tuple[int, int]], tables: Collection[str], *, tokens: int, blocks: int, item: int,
+              ) -> Needs:
     """Refuse now what could not end well. Raises SupremumError or BudgetError naming the cause and the remedy."""
     if not any(menu.codecs.values()):
         raise SupremumError(f"{checkpoint.source}: the {target.name} target has no format for any of its layers.",
                             "Choose another --target, or --keep less.")
-    if budget.size is not None and budget.size < (smallest := smallest_size(checkpoint, target, menu, shapes)):
-        raise BudgetError(f"{format_size(budget.size)} is too small: the smallest {target.name} file of this model is "
-                          f"{format_size(smallest)} ({smallest} bytes).", f"Ask for --size {smallest} or more.")
-    blocks = checkpoint.config.get_text_config().num_hidden_layers
-    wanted = needs(checkpoint, menu, shapes, tokens=tokens, blocks=blocks)
+    check_feasible(budget, units_of(checkpoint, target, menu, shapes, tables), checkpoint, target)
+    wanted = needs(checkpoint, menu, shapes, tables, tokens=tokens, blocks=blocks, item=item)
     free = min(psutil.virtual_memory().available, memory_limit())
     if wanted.memory > free:
         raise SupremumError(f"this run needs about {format_size(wanted.memory)} of memory, {format_size(free)} is free.",
@@ -69,21 +72,3 @@ def preflight(checkpoint: Checkpoint, target: Any, budget: Budget, out: Path, me
         raise SupremumError(f"{place}: this run needs about {format_size(wanted.disk)} of disk, {format_size(disk)} is "
                             "free.", "Free space, or choose another --out.")
     return wanted
-
-
-def smallest_size(checkpoint: Checkpoint, target: Any, menu: Any, shapes: dict[str, tuple[int, int]]) -> int:
-    """Bytes of the smallest result: every tensor in its smallest codec, or as it is where that is smaller."""
-    tied = {name: tuple(tie) for tie in menu.ties for name in tie}
-    plan: dict[str, str] = {}
-    units = dict.fromkeys(tied.get(name, (name,)) for name, names in menu.codecs.items() if names)
-    for unit in units:
-        shared = [codec for codec in menu.codecs[unit[0]] if all(codec in menu.codecs[name] for name in unit)]
-        if shared:
-            least = min(shared, key=lambda codec: sum(codecs.get(codec).nbytes(shapes[name]) for name in unit))
-            plan |= dict.fromkeys(unit, least)
-    smallest: int = target.size(checkpoint, plan)
-    for unit in units:
-        without = target.size(checkpoint, {name: codec for name, codec in plan.items() if name not in unit})
-        if without < smallest:
-            plan, smallest = {name: codec for name, codec in plan.items() if name not in unit}, without
-    return smallest

@@ -96,7 +96,7 @@ def _candidate(candidates: Candidates, plan: Mapping[str, str], name: str) -> Co
 
 
 def _solve(gathered: Gathered, plan: Mapping[str, str], candidates: Candidates, folder: str) -> LazyCoded:
-    tables = {name: candidates.get(name, plan[name]) for name in gathered.tables if name in plan}
+    tables = {name: candidates.get(name, plan[name]) for name in gathered.stream.tables() if name in plan}
     files = solve_final(gathered.stream, gathered.windows, gathered.workspace, plan, gathered.weight, gathered.shapes,
                         folder, tables)
 

@@ -13,7 +13,7 @@ perplexity tool (`--kl-divergence`); quantiles are exact, over all tokens.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -46,10 +46,11 @@ class Quality:
 
     What needs a reference is None without one, and standard errors are None for a single window. `excess_nll` is the
     mean of nll - nll_reference in nats, with the standard error of the paired difference. `objective` says what was
-    predicted: the "next" token, or "every" token from the whole unmasked window (encoders with a masked-language head).
+    predicted: the "next" token, "every" token from the whole unmasked window (encoders with a masked-language head), or
+    "none": hidden states only, which have no perplexity and no top token; their KL is `feature_kl`.
     """
 
-    perplexity: float
+    perplexity: float | None
     perplexity_se: float | None
     perplexity_reference: float | None
     perplexity_reference_se: float | None
@@ -165,6 +166,23 @@ def summarise(scores: Iterable[TokenScores], *, objective: str = "next") -> Qual
     return Quality(**common, perplexity_reference=_exp(base), perplexity_reference_se=_times(_exp(base), base_se),
                    excess_nll=excess, excess_nll_se=excess_se, kl_mean=kl, kl_se=kl_se, kl_median=float(median),
                    kl_p99=float(p99), kl_max=float(every.max()), same_top=top, same_top_se=top_se)
+
+
+def feature_kl(reference_TD: Tensor, candidate_TD: Tensor, variance_D: Tensor) -> Tensor:
+    """KL (T,) of hidden states read as Gaussians around them with each feature's own variance: 1/2 sum_d (p - q)^2 / v."""
+    return 0.5 * ((reference_TD.float() - candidate_TD.float()).square() / variance_D.clamp_min(1e-12)).sum(-1)
+
+
+def summarise_features(windows: Sequence[Tensor]) -> Quality:
+    """`summarise` for models without a vocabulary head: `feature_kl` of each window."""
+    if not windows:
+        raise ValueError("no windows were scored")
+    nothing: dict[str, Any] = dict.fromkeys(COMPARED) | {"perplexity": None, "perplexity_se": None}
+    kl, kl_se = _mean(list(windows))
+    every = torch.cat(list(windows)).numpy()
+    median, p99 = np.quantile(every, [0.5, 0.99])
+    found = {"kl_mean": kl, "kl_se": kl_se, "kl_median": float(median), "kl_p99": float(p99), "kl_max": float(every.max())}
+    return Quality(**(nothing | found), tokens=len(every), windows=len(windows), objective="none")
 
 
 def _mean(windows: list[Tensor]) -> tuple[float, float | None]:

@@ -12,7 +12,7 @@ from ..progress import phase
 from ..stats.streaming import BlockStream
 from ..stats.sweep import batches, run_block
 from .answers import objective
-from .scores import Comparison, Quality
+from .scores import Comparison, Quality, feature_kl, summarise_features
 
 Replaced = Callable[[str], Tensor | None]  # tensor name -> weight (O, I) to use instead, or None
 
@@ -44,6 +44,8 @@ def streamed_quality(stream: BlockStream, windows_NT: Tensor, reference_NTd: Ten
     comparison = Comparison(goal)
     with phase(name), replacing(stream, replaced), torch.no_grad():
         candidate_NTd = final_hidden(stream, windows_NT)
+        if goal == "none":
+            return _features(original, stream, reference_NTd, candidate_NTd)
         with original.head() as head_p, stream.head() as head_q:
             for n, window_T in enumerate(windows_NT):
                 p_TV, q_TV = head_p(reference_NTd[n:n + 1])[0], head_q(candidate_NTd[n:n + 1])[0]
@@ -51,3 +53,12 @@ def streamed_quality(stream: BlockStream, windows_NT: Tensor, reference_NTd: Ten
                     p_TV, q_TV, window_T = p_TV[:-1], q_TV[:-1], window_T[1:]
                 comparison.add(p_TV, q_TV, window_T)
     return comparison.quality()
+
+
+def _features(original: BlockStream, stream: BlockStream, reference_NTd: Tensor, candidate_NTd: Tensor) -> Quality:
+    """Of a model that ends in hidden states: `feature_kl` under the variance of the original's features."""
+    with original.head() as head_p, stream.head() as head_q:
+        p_NTD = torch.cat([head_p(reference_NTd[part]) for part in batches(reference_NTd)]).float()
+        variance_D = p_NTD.flatten(0, 1).var(0, unbiased=False)
+        return summarise_features([feature_kl(p_TD, head_q(candidate_NTd[n:n + 1])[0], variance_D)
+                                   for n, p_TD in enumerate(p_NTD)])

@@ -13,7 +13,7 @@ from .. import __version__, codecs
 from ..allocate import Budget, Option, Unit, frontier
 from ..gather import Gathered
 from ..limits import Curve, LayerSpectrum, Limits
-from ..planning import fixed_bytes, plan_of, reason
+from ..planning import block_rate, fixed_bytes, plan_of, reason
 from ..progress import peaks, timings
 from .document import SCHEMA, Document, plain
 
@@ -27,9 +27,7 @@ def assemble(gathered: Gathered, target: Any, budget: Budget, units: Sequence[Un
     """The whole document; `factor` is true KL over predicted nats."""
     checkpoint = gathered.checkpoint
     plan = plan_of(units, chosen)
-    block_weights = sum(unit.weights for unit in units if unit.in_blocks)
-    block_bytes = sum(option.nbytes for unit, option in zip(units, chosen, strict=True) if unit.in_blocks)
-    bits = 8 * block_bytes / max(block_weights, 1)
+    block_weights, bits = block_rate(units, chosen)
     fixed = fixed_bytes(checkpoint, target, units)
     curve = Curve(spectra)
     kl = quality.get("kl_mean")

@@ -166,6 +166,10 @@ class BlockStream:
         head = None if layer is None else f"{names[layer]}.weight"
         return f"{names[self.model.get_input_embeddings()]}.weight", self.checkpoint.tied.get(head, head) if head else None
 
+    def tables(self) -> list[str]:
+        """Tensor names of the embedding and the head, once each."""
+        return list(dict.fromkeys(name for name in self.table_names() if name is not None))
+
     def _called(self, name: str, hidden_NTd: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         if not self._calls:
             self._first_NTd = hidden_NTd
@@ -242,7 +246,7 @@ def orientation(stream: BlockStream) -> dict[str, tuple[tuple[int, int], bool]]:
             rows, columns = layer.weight.shape  # type: ignore[misc]
             turned = isinstance(layer, Conv1D)
             found[f"{name}.{inner}.weight"] = ((columns, rows) if turned else (rows, columns)), turned
-    for table in dict.fromkeys(t for t in stream.table_names() if t is not None):
+    for table in stream.tables():
         info = stream.checkpoint.tensors[table]
         found[table] = (info.shape[0], info.shape[1]), False
     return found
