@@ -122,7 +122,8 @@ def test_killed_run_resumes_to_the_same_bytes(tiny_model, text, tmp_path):
     command = [sys.executable, "-c", CHILD, str(model), text, str(tmp_path / "killed"), "140000"]
     state = tmp_path / "killed.work"
     for wanted in ("windows.safetensors", "moments/0001.safetensors", "candidates/0001.safetensors",
-                   "fisher/0001.safetensors", "verified.json", "final0/block/0001.safetensors"):
+                   "fisher/0001.safetensors", "size-140000/verified.json",
+                   "size-140000/solved0/block/0001.safetensors"):
         child = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
         while child.poll() is None and not (state / wanted).exists():
             time.sleep(0.005)
@@ -131,6 +132,22 @@ def test_killed_run_resumes_to_the_same_bytes(tiny_model, text, tmp_path):
     done = subprocess.run(command, env=environment, stderr=subprocess.DEVNULL, check=False)
     assert done.returncode == 0
     assert files(tmp_path / "killed") == files(whole.folder)
+
+
+def test_another_budget_uses_what_is_gathered(tiny_model, text, tmp_path, monkeypatch):
+    model = tiny_model("llama")
+    with pytest.raises(BudgetError, match="cannot be reached"):
+        run(model, text, tmp_path / "out", Budget(bits=6, max_kl=1e-9))
+    gathered = {path: path.stat().st_mtime_ns for name in ("moments", "candidates", "fisher")
+                for path in (tmp_path / "out.work" / name).iterdir()}
+    result = None
+    with monkeypatch.context() as patch:
+        patch.setattr(Workspace, "discard", lambda self: None)
+        result = run(model, text, tmp_path / "out", Budget(bits=6))
+    assert len(gathered) > 6 and gathered == {path: path.stat().st_mtime_ns for path in gathered}
+    seconds = {phase["name"]: phase["seconds"] for phase in result.document["phases"]}
+    assert seconds["gather moments"] > 0  # of the run that failed
+    assert files(run(model, text, tmp_path / "same", Budget(bits=6)).folder) == files(result.folder)
 
 
 def test_state_of_another_run_is_refused_by_name(tiny_model, text, tmp_path):

@@ -62,7 +62,7 @@ def test_needs_grow_with_tokens_and_count_blocks_of_every_family(tiny_model: Cal
 
 def test_the_smallest_size_is_exact_and_named(case: Case, tmp_path: Path) -> None:
     """Of every plan: one byte less is refused, the size itself passes. Independent: each unit's smallest, by the target."""
-    checkpoint, kind, menu, shapes = case
+    checkpoint, kind, menu, _ = case
     plan: dict[str, str] = {}
     tied = {name: tie for tie in menu.ties for name in tie}
     for name, names in menu.codecs.items():

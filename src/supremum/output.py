@@ -70,13 +70,12 @@ def rehearse(checkpoint: Checkpoint, kind: Any, menu: Menu, workspace: Workspace
         workspace.json("rehearsal.json", rehearse)
 
 
-def write(checkpoint: Checkpoint, kind: Target, coded: LazyCoded, workspace: Workspace) -> Path:
-    """Write the files beside the output and check their size against the plan's; returns what the runtime opens."""
-    folder = workspace.folder / "output"
+def write(checkpoint: Checkpoint, kind: Target, coded: LazyCoded, folder: Path) -> Path:
+    """Write the files into `folder` and check their size against the plan's; returns what the runtime opens."""
     expected = kind.size(checkpoint, coded.plan)
     with phase("write"):
         shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
+        folder.mkdir(parents=True)
         written = kind.write(checkpoint, coded, folder)
         found = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     if found != expected:

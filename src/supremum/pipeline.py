@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shlex
 import tempfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from .measure.streamed import final_hidden
 from .output import check_output, convert, finished, move_into_place, rehearse, show_samples, write
 from .planning import block_rate, menu_of, prices, units_of
 from .preflight import preflight
-from .progress import note, peaks, phase, timings
+from .progress import forget_timings, keep_timings, note, phase
 from .reach import correction, reach, verify_frontier
 from .report import Document, write_report
 from .report.assemble import assemble
@@ -53,14 +53,13 @@ def optimize(model: str | Path, budget: Budget, *, target: str = "gguf", text: l
     kind = target_named(target)
     folder = Path(out)
     check_output(folder, checkpoint)
-    timings.clear()
-    peaks.clear()
-    options = {"target": target, "tokens": tokens, "keep": sorted(keep or []), "only": sorted(only or []),
-               "dtype": dtype, "size": budget.size, "bits": budget.bits, "max_kl": budget.max_kl}
+    forget_timings()
+    options = {"target": target, "tokens": tokens, "keep": sorted(keep or []), "only": sorted(only or []), "dtype": dtype}
     inputs = {"supremum": __version__, "torch": torch.__version__.split("+")[0], "threads": torch.get_num_threads(),
               "model": checkpoint.fingerprint, "text": [_text_state(source) for source in text or []], "seed": seed,
               "options": options}
-    if not fresh and (done := finished(folder, inputs)):
+    state = inputs | {"budget": asdict(budget)}  # the budget changes nothing before the plan: its steps lie apart
+    if not fresh and (done := finished(folder, state)):
         note(f"{folder}: is finished with the same inputs; --fresh runs it again.")
         return Result(folder, done)
     with phase("check what is needed"):
@@ -70,6 +69,7 @@ def optimize(model: str | Path, budget: Budget, *, target: str = "gguf", text: l
         preflight(checkpoint, kind, budget, folder, menu, shapes, stream.tables(),
                   tokens=(tokens or TOKENS) + HELD_OUT_TOKENS, blocks=len(stream.blocks), item=stream.dtype.itemsize)
     workspace = Workspace(work_folder(folder), inputs, fresh=fresh)
+    keep_timings(workspace.path("timings.json"))
     try:
         rehearse(checkpoint, kind, menu, workspace)
         gathered = gather(checkpoint, workspace, text=text or [], tokens=tokens, seed=seed, dtype=dtype)
@@ -80,14 +80,14 @@ def optimize(model: str | Path, budget: Budget, *, target: str = "gguf", text: l
                                       lambda: {"h": final_hidden(gathered.stream, gathered.held_out)})["h"]
         measured = verify_frontier(gathered, units, candidates, reference, budget, kind)
         chosen, coded, quality = reach(gathered, units, candidates, reference, budget, kind, measured)
-        written = write(checkpoint, kind, coded, workspace)
+        written = write(checkpoint, kind, coded, workspace.folder / budget.name / "output")
         with phase("prove in the stock runtime"):
-            proof = workspace.json("proof.json", lambda: verify(written, kind).asdict())
+            proof = workspace.json(f"{budget.name}/proof.json", lambda: verify(written, kind).asdict())
         spectra = list(gathered.spectra())
         document = assemble(gathered, kind, budget, units, chosen, measured, quality, proof,
                             _limits(gathered, spectra, chosen, units, quality), spectra, written,
-                            show_samples(checkpoint, written), inputs, factor=correction(measured),
-                            command=_command(model, folder, options, text or [], seed))
+                            show_samples(checkpoint, written), state, factor=correction(measured),
+                            command=_command(model, folder, budget, options, text or [], seed))
         staging = written if written.is_dir() else written.parent
         write_report(document, staging)
         move_into_place(staging, folder)
@@ -120,11 +120,11 @@ def _text_state(source: str) -> list[Any]:
     return [source, path.stat().st_size, path.stat().st_mtime_ns] if path.is_file() else [source]
 
 
-def _command(model: str | Path, folder: Path, options: dict[str, Any], text: list[str], seed: int) -> str:
+def _command(model: str | Path, folder: Path, budget: Budget, options: dict[str, Any], text: list[str], seed: int) -> str:
     words = ["supremum", "optimize", str(model)]
-    for flag in ("size", "bits", "max_kl", "tokens"):
-        if options[flag] is not None:
-            words += [f"--{flag.replace('_', '-')}", str(options[flag])]
+    for flag, value in (asdict(budget) | {"tokens": options["tokens"]}).items():
+        if value is not None:
+            words += [f"--{flag.replace('_', '-')}", str(value)]
     for name, values in (("--text", text), ("--keep", options["keep"])):
         for value in values:
             words += [name, value]

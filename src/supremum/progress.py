@@ -3,19 +3,45 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import resource
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from .workspace import write_atomic
+
 T = TypeVar("T")
 console = Console(stderr=True)
 timings: dict[str, float] = {}  # seconds a phase, in the order of their ends; the report shows them
 peaks: dict[str, float] = {}  # the process's largest resident memory by the end of each phase, MB
+_kept: list[Path] = []  # where a run keeps both, so that one that resumes it goes on counting
+
+
+def keep_timings(file: Path) -> None:
+    """Go on from the timings that `file` holds, if it exists, and keep them there at the end of every phase."""
+    if file.exists():
+        earlier = json.loads(file.read_text())
+        now, peak = dict(timings), dict(peaks)
+        timings.clear()
+        timings.update(earlier["timings"])
+        peaks.update(earlier["peaks"])
+        for name, seconds in now.items():
+            timings[name] = timings.get(name, 0.0) + seconds
+            peaks[name] = max(peaks.get(name, 0.0), peak[name])
+    _kept[:] = [file]
+
+
+def forget_timings() -> None:
+    """A new run begins."""
+    timings.clear()
+    peaks.clear()
+    _kept.clear()
 
 
 @contextlib.contextmanager
@@ -34,7 +60,10 @@ def phase(name: str, total: int | None = None) -> Iterator[Callable[[], None]]:
             print(f"{name} {time.perf_counter() - started:.1f} s", file=sys.stderr, flush=True)
     finally:
         timings[name] = timings.get(name, 0.0) + time.perf_counter() - started
-        peaks[name] = peak_rss_mb()
+        peaks[name] = max(peaks.get(name, 0.0), peak_rss_mb())
+        for file in _kept:
+            if file.parent.exists():
+                write_atomic(file, json.dumps({"timings": timings, "peaks": peaks}).encode())
 
 
 def track(items: Iterable[T], name: str, total: int | None = None) -> Iterator[T]:

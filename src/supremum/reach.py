@@ -50,7 +50,7 @@ def verify_frontier(gathered: Gathered, units: list[Unit], candidates: Candidate
                            "kl": quality.kl_mean})
         return points
 
-    found: list[dict[str, Any]] = gathered.workspace.json("verified.json", measure)
+    found: list[dict[str, Any]] = gathered.workspace.json(f"{budget.name}/verified.json", measure)
     return found
 
 
@@ -74,9 +74,10 @@ def reach(gathered: Gathered, units: list[Unit], candidates: Candidates, referen
             raise BudgetError(f"KL {budget.max_kl:g} cannot be reached within the other limits: {error.cause}",
                               "Allow more bytes, more bits or more KL.") from error
         plan = plan_of(units, chosen)
-        coded = _solve(gathered, plan, candidates, f"final{attempt}")
+        folder = f"{budget.name}/solved{attempt}"
+        coded = _solve(gathered, plan, candidates, folder)
         quality = gathered.workspace.json(
-            f"final{attempt}/quality.json",
+            f"{folder}/quality.json",
             partial(lambda coded: _measure(gathered, coded, reference, "measure the result").to_dict(), coded))
         if budget.max_kl is None or quality["kl_mean"] <= budget.max_kl:
             return chosen, coded, quality

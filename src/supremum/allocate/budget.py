@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from ..errors import BudgetError
 
@@ -26,3 +26,8 @@ class Budget:
         for name, value in (("size", self.size), ("bits", self.bits), ("max_kl", self.max_kl)):
             if value is not None and not 0 < value < math.inf:
                 raise BudgetError(f"{name} {value} is not a positive number.", "Give a finite number above zero.")
+
+    @property
+    def name(self) -> str:
+        """For a folder: "size-75000000-max_kl-0.05"."""
+        return "-".join(f"{name}-{value!r}" for name, value in asdict(self).items() if value is not None)

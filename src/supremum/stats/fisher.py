@@ -50,8 +50,9 @@ def score(output: Tensor, generator: torch.Generator) -> Tensor:
         raise ValueError("the model's output is neither logits nor features")
     log_p = torch.log_softmax(output.float(), -1)
     with torch.no_grad():
-        flat = log_p.exp().flatten(0, -2)
-        labels = torch.multinomial(flat, 1, generator=generator).view(*output.shape[:-1], 1)
+        below = log_p.exp().cumsum(-1)  # one uniform draw a position: torch.multinomial draws one for every token
+        drawn = torch.rand((*output.shape[:-1], 1), generator=generator) * below[..., -1:]
+        labels = torch.searchsorted(below, drawn, right=True).clamp_(max=output.shape[-1] - 1)
     return log_p.gather(-1, labels).sum()
 
 
