@@ -11,19 +11,22 @@ import torch
 from torch import Tensor
 
 from .checkpoint import Checkpoint
-from .limits import LayerSpectrum, metric, spectrum
+from .limits import LayerSpectrum, spectrum
+from .limits import metric as analysed
 from .measure.answers import objective
 from .progress import phase
+from .solve.cancellation import Metric
 from .solve.candidates import Candidates
 from .stats.fisher import fisher, fisher_file, shrunk
 from .stats.streaming import BlockStream, Call, orientation
-from .stats.sweep import moments, sweep
+from .stats.sweep import HEAD_MOMENTS, moments, sweep
 from .text import calibration_and_held_out, fast_dtype, self_generated
 from .text.windows import context_length
 from .workspace import Workspace
 
 TOKENS, HELD_OUT_TOKENS = 16384, 4096
 LENGTH, FISHER_LENGTH = 512, 256  # tokens of a window; of its beginning that the backward sweep uses
+TIED_DAMPING = 0.1  # of the head's metric where its table is also looked up, which every column suffers from alike
 
 
 @dataclass
@@ -54,7 +57,7 @@ class Gathered:
         with phase("analyse the layers", len(self.stream.blocks)) as advance:
             for block in self.stream.blocks:
                 sums, keys = moments(self.workspace, self.calls, block)
-                sides = {key: metric(total, tokens=self.windows.numel()) for key, total in sums.items()}
+                sides = {key: analysed(total, tokens=self.windows.numel()) for key, total in sums.items()}
                 output, shares = self.block_fisher(block, "B|"), self.block_fisher(block, "r|")
                 uses = sum(call.block == block for call in self.calls)
                 for layer, key in keys.items():
@@ -141,8 +144,13 @@ def solve_candidates(gathered: Gathered, menu: Mapping[str, list[str]]) -> Candi
                 groups.setdefault(key, []).append(gathered.inner(block, layer))
             candidates.solve_block(f"candidates/{i:04d}.safetensors", sums, groups)
             advance()
+    embedding, head = gathered.stream.table_names()
     for name in gathered.stream.tables():
-        candidates.solve_table(f"candidates/{name}.safetensors", name, None)
+        metric = None
+        if name == head:
+            moment_II = gathered.workspace.load(HEAD_MOMENTS)["S"]
+            metric = Metric.of(moment_II, damping=TIED_DAMPING) if name == embedding else Metric.of(moment_II)
+        candidates.solve_table(f"candidates/{name}.safetensors", name, metric)
     return candidates
 
 

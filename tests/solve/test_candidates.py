@@ -72,12 +72,12 @@ def test_blocks_without_any_codec_are_finished_too(tmp_path: Path) -> None:
 def test_tables_are_rounded_or_solved(tmp_path: Path) -> None:
     menu, shapes = {"embed.weight": ["int4-g32", "Q8_0"], "none.weight": []}, {"embed.weight": (40, 64)}
     workspace, table = Workspace(tmp_path / "work", {}), reference.weights(40, 64)
-    for file, moment_II in (("a.safetensors", None), ("b.safetensors", reference.moment(64))):
+    for file, metric in (("a.safetensors", None), ("b.safetensors", Metric.of(reference.moment(64), damping=0.1))):
         candidates = Candidates(workspace, lambda name: table, menu, shapes)
-        candidates.solve_table(file, "embed.weight", moment_II)
+        candidates.solve_table(file, "embed.weight", metric)
         for codec in menu["embed.weight"]:
             kind = codecs.get(codec)
-            expected = nearest(table, kind) if moment_II is None else solve(table, Metric.of(moment_II), kind, refits=0)
+            expected = nearest(table, kind) if metric is None else solve(table, metric, kind, refits=0)
             assert torch.equal(candidates.get("embed.weight", codec).decode(), expected.decode())
     candidates.solve_table("c.safetensors", "none.weight", None)
     assert not workspace.has("c.safetensors")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from supremum.checkpoint import open_checkpoint
 from supremum.stats.streaming import BlockStream, linears
-from supremum.stats.sweep import accumulate, batches, hidden_file, moments, moments_file, sweep
+from supremum.stats.sweep import HEAD_MOMENTS, accumulate, batches, hidden_file, moments, moments_file, sweep
 from supremum.workspace import Workspace
 from tests.conftest import FAMILIES
 
@@ -89,3 +89,17 @@ def test_sums_of_products(size: int) -> None:
     exact_II = x_TI.double().T @ x_TI.double()
     assert float((sums["x"].double() - exact_II).abs().max()) < 1e-6 * len(x_TI)
     assert torch.equal(sums["x"], sums["x"].T)
+
+
+@pytest.mark.parametrize("family", ["llama", "bert"])
+def test_moment_of_the_head(family: str, tmp_path: Path, tiny_model: Callable[..., Path]) -> None:
+    """Against the whole model's own run, where the head's input is caught."""
+    checkpoint = open_checkpoint(tiny_model(family))
+    workspace, tokens_NT = Workspace(tmp_path / "work", {}), windows()
+    sweep(BlockStream(checkpoint, dtype=torch.float32), tokens_NT, workspace)
+    model, caught = checkpoint.model(torch.float32), []
+    model.get_output_embeddings().register_forward_pre_hook(lambda module, args: caught.append(args[0].flatten(0, -2)))
+    with torch.no_grad():
+        model(input_ids=tokens_NT)
+    x_TI = torch.cat(caught)
+    torch.testing.assert_close(workspace.load(HEAD_MOMENTS)["S"], x_TI.T @ x_TI / len(x_TI), rtol=1e-4, atol=1e-5)

@@ -62,13 +62,12 @@ class Candidates:
                   for name, coded in result.items()}
         save_coded(self.workspace, file, solved)
 
-    def solve_table(self, file: str, name: str, moment_II: Tensor | None) -> None:
-        """Solve the embedding or the head; without a moment by nearest rounding."""
+    def solve_table(self, file: str, name: str, metric: Metric | None) -> None:
+        """Solve the embedding or the head; without a metric (an embedding that is no head) by nearest rounding."""
         self._file[name] = file
         if self.workspace.has(file) or not self.menu.get(name):
             return
         weight_OI = self.weight(name)
-        metric = None if moment_II is None else Metric.of(moment_II)
         solved = {}
         for codec in track(self.menu[name], "solve the embedding"):
             kind = codecs.get(codec)

@@ -92,8 +92,7 @@ def fisher(stream: BlockStream, windows_NT: Tensor, workspace: Workspace, change
 
     Files: fisher/K holds for each linear layer of call K "B|layer" ((O, O) or (O,)), "r|layer" its share for `shrunk`, and
     "v|layer|codec" (N,), the inner products <G_s, dW>. fisher/tables holds the same of the head and the embedding by their
-    tensor names, with the head's "S|name" and the embedding's "F|name" = E[g g^T] (e, e), g the gradient at the looked-up
-    row.
+    tensor names.
     """
     calls = stream.calls(windows_NT[:, :length])
     depth = len(calls)
@@ -147,8 +146,6 @@ def _head(stream: BlockStream, windows_NT: Tensor, workspace: Workspace, changes
             if layer is not None:
                 _add_fisher(found, "B|head", watch.gradients["head"])
                 _add_products(found, "head", watch.gradients["head"], watch.inputs["head"], changes)
-                x_TI = watch.inputs["head"][0]
-                accumulate(found, "S|head", x_TI)
     _mean(found, len(windows_NT), length)
     workspace.save(gradient_file(depth), {"g": torch.cat(gradients)})
     workspace.save("fisher/head.safetensors", found or {"none": torch.zeros(1)})
@@ -162,8 +159,6 @@ def _tables(stream: BlockStream, tokens_NT: Tensor, workspace: Workspace, change
                               for part in batches(tokens_NT)])
     found = {key.replace("|head", f"|{head}"): value for key, value in workspace.load("fisher/head.safetensors").items()
              if "|head" in key}
-    flat_Te = gradient_NTe.flatten(0, 1)
-    found[f"F|{embedding}"] = flat_Te.T @ flat_Te / len(flat_Te)
     for codec, change_Ve in changes.items():
         key = f"v|{embedding}|{codec}"
         looked_up = (gradient_NTe * change_Ve[tokens_NT].float()).sum((1, 2))
@@ -199,7 +194,7 @@ def _add_fisher(found: dict[str, Tensor], key: str, g_NTO: Tensor) -> None:
 
 def _mean(found: dict[str, Tensor], sequences: int, length: int) -> None:
     """Sums over tokens become means, norms become shares; inner products stay as they are."""
-    for key in [key for key in found if key.startswith(("B|", "S|"))]:
+    for key in [key for key in found if key.startswith("B|")]:
         found[key] /= sequences * length
         if (norm := found.pop(f"norm|{key}", None)) is None:
             continue

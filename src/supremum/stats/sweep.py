@@ -20,6 +20,7 @@ from ..workspace import Workspace
 from .streaming import BlockStream, Call, linears
 
 BATCH_TOKENS = 4096
+HEAD_MOMENTS = "moments/head.safetensors"
 PANEL = 256  # columns of a product with itself that are multiplied at once: only its upper half is computed
 
 
@@ -96,7 +97,7 @@ def sweep(stream: BlockStream, windows_NT: Tensor, workspace: Workspace) -> None
     """Run the windows (N, T) through the model; leave hidden states and moments of every block call in the workspace.
 
     Files: hidden/K (N, T, d) enters call K; moments/K holds "S|layer" (I, I) for each distinct input and, as bytes,
-    "key|layer" naming the S that a layer shares.
+    "key|layer" naming the S that a layer shares; HEAD_MOMENTS the output head's "S" (d, d), where there is a head.
     """
     calls = stream.calls(windows_NT)
     workspace.tensors(hidden_file(0), lambda: {"h": torch.cat(
@@ -113,6 +114,26 @@ def sweep(stream: BlockStream, windows_NT: Tensor, workspace: Workspace) -> None
         keys = {f"key|{name}": torch.tensor(list(key.encode()), dtype=torch.uint8) for name, key in inputs.shared.items()}
         workspace.save(moments_file(k), moments | keys)
         workspace.save(hidden_file(k + 1), {"h": output_NTd})
+    if stream.model.get_output_embeddings() is not None and not workspace.has(HEAD_MOMENTS):
+        workspace.save(HEAD_MOMENTS, {"S": _head_moment(stream, workspace.load(hidden_file(len(calls)))["h"])})
+
+
+def _head_moment(stream: BlockStream, hidden_NTd: Tensor) -> Tensor:
+    """S = E[x x^T] (d, d) of the output head's inputs; of its products with them only one position's are computed."""
+    sums: dict[str, Tensor] = {}
+
+    def look(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        accumulate(sums, "S", args[0].flatten(0, -2))
+        return (args[0][:1, :1],)
+
+    handle = stream.model.get_output_embeddings().register_forward_pre_hook(look)
+    try:
+        with stream.head() as head, torch.no_grad():
+            for part in batches(hidden_NTd):
+                head(hidden_NTd[part])
+    finally:
+        handle.remove()
+    return sums["S"] / hidden_NTd[..., 0].numel()
 
 
 def moments(workspace: Workspace, calls: list[Call], block: str) -> tuple[dict[str, Tensor], dict[str, str]]:
