@@ -18,8 +18,10 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 
 import torch
+from scipy.linalg.lapack import dtrtri
 from torch import Tensor
 
 from ..codecs import Codec, Coded, Grid, decode_grid
@@ -43,9 +45,9 @@ def inverse_factor(metric_II: Tensor) -> Tensor:
     With P the reversal of the order, P S P = C C^T gives S = R R^T, R = P C P upper triangular, and U = R^-1.
     """
     reversed_II = metric_II.double().flip(0, 1)
-    factor_II = torch.linalg.cholesky(reversed_II).flip(0, 1)  # upper triangular R, S = R R^T
-    identity_II = torch.eye(len(metric_II), dtype=torch.float64)
-    return torch.linalg.solve_triangular(factor_II, identity_II, upper=True).float()
+    factor_II = torch.linalg.cholesky(reversed_II).flip(0, 1)  # P C P: upper triangular R, S = R R^T
+    inverse_II, _ = dtrtri(factor_II.numpy().T, lower=1, overwrite_c=1)
+    return torch.from_numpy(inverse_II.T).float().contiguous()
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,15 @@ def _index(level: Tensor, codec: Codec) -> Tensor:
     bounds = uniform_levels(codec)
     if bounds is not None:
         return (level - bounds[0]).to(torch.uint8)
-    return torch.searchsorted(codec.levels, level.contiguous()).to(torch.uint8)
+    return _codes_of_levels(codec)[(level - codec.levels[0]).int()]
+
+
+@cache
+def _codes_of_levels(codec: Codec) -> Tensor:
+    """Code by level - lowest level: levels are whole numbers."""
+    codes = torch.zeros(int(codec.levels[-1] - codec.levels[0]) + 1, dtype=torch.uint8)
+    codes[(codec.levels - codec.levels[0]).long()] = torch.arange(len(codec.levels), dtype=torch.uint8)
+    return codes
 
 
 def _cancel(target_OI: Tensor, metric: Metric, grid: Grid, codec: Codec) -> tuple[Tensor, Tensor]:
