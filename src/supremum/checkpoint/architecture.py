@@ -77,6 +77,14 @@ def model_class(config: PretrainedConfig, path: Path) -> type[PreTrainedModel]:
     return found
 
 
+def objective(name: str) -> str:
+    """What a model class of this name predicts: "next" token, "every" token (a masked-language head), or "none" (hidden
+    states only)."""
+    if name.endswith(("ForMaskedLM", "ForPreTraining")):
+        return "every"
+    return "next" if name.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")) else "none"
+
+
 def check_sizes(settings: Mapping[str, Any], path: Path, tensors: int) -> None:
     """Refuse sizes that no model has, before a config or a module is built from them.
 

@@ -7,7 +7,7 @@ one file and one line in `_factories`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -35,6 +35,10 @@ class Target(Protocol):
 
     def size(self, checkpoint: Any, plan: Mapping[str, str]) -> int:
         """Exact bytes of all files that `write` would make under this plan (tensor name -> codec name)."""
+
+    def how_to_run(self, architecture: str, codecs: Collection[str], file: str) -> str:
+        """Markdown: the commands that run a result. `architecture`: its Transformers class; `codecs`: those of its plan;
+        `file`: what the runtime opens, relative to the folder, safe within a code block."""
 
     def write(self, checkpoint: Any, coded: Mapping[str, Coded], folder: Path) -> Path:
         """Write the files into `folder`; tensors that are not in `coded` stay as they are.
