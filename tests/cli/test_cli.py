@@ -181,6 +181,8 @@ def test_a_finished_run_can_be_reported_again(tmp_path: Path, monkeypatch: pytes
     assert result.exit_code == 0 and "0.0654" in result.stdout
     assert {"report.html", "README.md", "supremum.json"} == {path.name for path in tmp_path.iterdir()}
     assert json.loads(CliRunner().invoke(app, ["report", str(tmp_path), "--json"]).stdout) == build()
+    result = CliRunner().invoke(app, ["report", str(tmp_path / "supremum.json")])
+    assert result.exit_code == 0 and str(tmp_path / "report.html") in result.stdout
     result = CliRunner().invoke(app, ["report", str(tmp_path / "nothing")])
     assert result.exit_code == 1 and "holds no supremum.json" in result.stderr
 
