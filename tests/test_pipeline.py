@@ -17,6 +17,7 @@ import torch
 
 from supremum import Budget, SupremumError, convert, measure_limits, open_checkpoint, optimize
 from supremum.errors import BudgetError, StateError
+from supremum.gather import work_folder
 from supremum.report import read_document
 from supremum.workspace import Workspace
 
@@ -143,6 +144,23 @@ def test_output_that_would_destroy_something_is_refused(tiny_model, text, tmp_pa
     with pytest.raises(SupremumError, match="no Supremum output"):
         run(model, text, tmp_path / "mine", Budget(bits=6))
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
+
+
+@pytest.mark.parametrize("out", [".", "..", "sub/..", "/"])
+def test_the_folder_that_the_command_runs_in_is_no_output(tiny_model, text, tmp_path, monkeypatch, out):
+    (tmp_path / "here" / "sub").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    model = tiny_model("llama")
+    for job in (lambda: run(model, text, out, Budget(bits=6)), lambda: convert(model, "gguf", out)):
+        with pytest.raises(SupremumError, match="the command runs inside it"):
+            job()
+    assert [path.name for path in tmp_path.rglob("*")] == ["here", "sub"]
+
+
+def test_the_state_lies_beside_the_output_however_it_is_written(tmp_path, monkeypatch):
+    (tmp_path / "sub").mkdir()
+    monkeypatch.chdir(tmp_path / "sub")
+    assert work_folder(Path("../small")) == work_folder(Path("../other/../small/.")) == tmp_path / "small.work"
 
 
 def test_infeasible_budgets_name_what_is_feasible(tiny_model, text, tmp_path):

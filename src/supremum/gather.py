@@ -164,4 +164,5 @@ def price(product_N: Tensor, length: int) -> float:
 
 def work_folder(out: Path) -> Path:
     """Where the resumable state of a run that writes to `out` lives."""
+    out = out.resolve()
     return out.with_name(out.name + ".work")

@@ -29,8 +29,11 @@ from .workspace import Workspace, plain
 
 
 def check_output(folder: Path, checkpoint: Checkpoint) -> None:
-    """Refuse an output that would overwrite the input or a stranger's folder."""
+    """Refuse an output that would overwrite the input, a stranger's folder, or the folder that the command runs in."""
     here, source = folder.resolve(), Path(checkpoint.path).resolve()
+    if here in (Path.cwd(), *Path.cwd().parents):
+        raise SupremumError(f"{folder}: the output folder is replaced as a whole, and the command runs inside it.",
+                            "Name a new folder, such as --out small.")
     if here in (source, source.parent if source.is_file() else source) or here in source.parents:
         raise SupremumError(f"{folder}: holds the model that is read.", "Choose another --out.")
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / "supremum.json").exists())):
@@ -99,6 +102,7 @@ def show_samples(checkpoint: Checkpoint, written: Path) -> list[dict[str, Any]]:
 
 def move_into_place(staging: Path, folder: Path) -> None:
     """Replace `folder` by `staging` with two renames; the old one goes when the new one stands."""
+    folder = folder.resolve()
     old = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -112,7 +116,7 @@ def convert(model: str | Path, target: str, out: str | Path) -> Path:
     """The same weights in another target's files; nothing is lost that the target can hold. Returns the written path."""
     checkpoint, kind, folder = open_checkpoint(model), target_named(target), Path(out)
     check_output(folder, checkpoint)
-    staging = folder.with_name(f".{folder.name}.part")
+    staging = folder.resolve().with_name(f".{folder.name}.part")
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
     try:
