@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 
 import pytest
@@ -129,6 +130,11 @@ def test_failures_name_their_cause(tiny_model, tmp_path):
     with pytest.raises(SupremumError, match="llama_cpp, transformers"):
         load("onnx", path)
     assert names() == ["llama_cpp", "transformers"]
+
+
+def test_a_system_without_affinities_proves_too(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)  # macOS
+    assert verify(CT.write(open_checkpoint(tiny_model("llama")), {}, tmp_path), CT).threads == os.cpu_count()
 
 
 def test_compare_is_kl_and_pooling_lowers_it():

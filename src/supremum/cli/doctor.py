@@ -39,13 +39,15 @@ def examine() -> dict[str, Any]:
     import psutil
     import torch
 
+    from ..limits.topology import usable_cores
+
     memory, disk = psutil.virtual_memory(), shutil.disk_usage(".")
     return {
         "python": platform.python_version(),
         "libraries": {name: _version(name) for name in LIBRARIES},
         "machine": {
             "os": platform.platform(), "cpu": cpu_name(), "cores": psutil.cpu_count(logical=False),
-            "threads": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+            "threads": usable_cores(),
             "torch_threads": torch.get_num_threads(), "features": cpu_features(),
             "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
             "ram_bytes": memory.total, "ram_free_bytes": memory.available, "disk_free_bytes": disk.free,

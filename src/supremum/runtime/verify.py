@@ -19,7 +19,6 @@ out of thirty left unpermuted 0.58.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -33,6 +32,7 @@ import torch
 from torch import Tensor
 
 from ..errors import SupremumError
+from ..limits.topology import usable_cores
 from .blockwise import float32_model
 from .probe import failure
 from .rounding import rounded
@@ -112,7 +112,7 @@ def verify(path: str | Path, target: Any, reference: Any = None, *, prompts: lis
     prompts = [prompt[:room] for prompt in prompts or ours]
     lengths = [sorted({max(1, len(p) * (i + 1) // POSITIONS) for i in range(POSITIONS)}) for p in prompts]
     request = {
-        "runtime": target.runtime, "path": str(path), "threads": threads or len(os.sched_getaffinity(0)),
+        "runtime": target.runtime, "path": str(path), "threads": threads or usable_cores(),
         "context": _context(prompts), "texts": texts, "prompts": prompts, "lengths": lengths,
         "count": min(TOP, reference.config.vocab_size), "speed": _speed(reference.config, prompts),
     }
