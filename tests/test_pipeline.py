@@ -163,6 +163,25 @@ def test_the_state_lies_beside_the_output_however_it_is_written(tmp_path, monkey
     assert work_folder(Path("../small")) == work_folder(Path("../other/../small/.")) == tmp_path / "small.work"
 
 
+def test_an_edited_folder_of_text_is_another_run(tiny_model, text, tmp_path, monkeypatch):
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "a.txt").write_text(Path(text).read_text())
+    monkeypatch.setenv("HOME", str(tmp_path))
+    model = tiny_model("llama")
+    first = run(model, "~/corpus", tmp_path / "out", Budget(bits=6)).document
+    assert run(model, "~/corpus", tmp_path / "out", Budget(bits=6)).document == first
+    (tmp_path / "corpus" / "b.md").write_text("Another page. " * 2000)
+    assert run(model, "~/corpus", tmp_path / "out", Budget(bits=6)).document != first
+
+
+def test_missing_text_is_refused_before_anything_is_made(tiny_model, tmp_path):
+    for model, source, message in ((tiny_model("llama"), [str(tmp_path / "none.txt")], "no such file"),
+                                   (tiny_model("bert"), [], "does not write text.*--text")):
+        with pytest.raises(SupremumError, match=message):
+            optimize(model, Budget(bits=6), target="compressed-tensors", text=source, out=tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
 def test_infeasible_budgets_name_what_is_feasible(tiny_model, text, tmp_path):
     with pytest.raises(BudgetError, match="the least this target can hold is"):
         run(tiny_model("llama"), text, tmp_path / "out", Budget(bits=1.5))

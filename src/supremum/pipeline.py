@@ -29,6 +29,8 @@ from .report import Document, write_report
 from .report.assemble import assemble
 from .runtime.verify import verify
 from .stats.streaming import BlockStream, orientation
+from .text.generate import check_writes
+from .text.sources import files_of
 from .workspace import Workspace
 
 
@@ -53,6 +55,8 @@ def optimize(model: str | Path, budget: Budget, *, target: str = "gguf", text: l
     kind = target_named(target)
     folder = Path(out)
     check_output(folder, checkpoint)
+    if not text:
+        check_writes(checkpoint)
     timings.clear()
     peaks.clear()
     options = {"target": target, "tokens": tokens, "keep": sorted(keep or []), "only": sorted(only or []),
@@ -119,8 +123,9 @@ def _shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, int]]:
 
 
 def _text_state(source: str) -> list[Any]:
-    path = Path(source)
-    return [source, path.stat().st_size, path.stat().st_mtime_ns] if path.is_file() else [source]
+    """What tells whether the text changed: the path, the size and the time of each file that is read."""
+    states = [(path, path.stat()) for path in files_of(source)]
+    return [source, *([str(path), state.st_size, state.st_mtime_ns] for path, state in states)]
 
 
 def _command(model: str | Path, folder: Path, options: dict[str, Any], text: list[str], seed: int) -> str:
