@@ -182,6 +182,17 @@ def test_missing_text_is_refused_before_anything_is_made(tiny_model, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_only_some_formats_and_the_command_that_repeats_the_run(tiny_model, text, tmp_path):
+    model = tiny_model("llama")
+    result = run(model, text, tmp_path / "out", Budget(bits=6), only=["Q8_0", "Q5_0"])
+    assert {layer["codec"] for layer in result.document["plan"]} <= {"Q5_0", "Q8_0", "as it is"}
+    words = result.document["command"].split()
+    found = [words[i:i + 2] for i, word in enumerate(words) if word in ("--only", "--dtype", "--text")]
+    assert found == [["--text", text], ["--only", "Q5_0"], ["--only", "Q8_0"], ["--dtype", "float32"]]
+    with pytest.raises(SupremumError, match=r"has no format Q99.*Choose among: .*Q4_0, .*Q8_0"):
+        run(model, text, tmp_path / "other", Budget(bits=6), only=["Q4_0", "Q99"])
+
+
 def test_infeasible_budgets_name_what_is_feasible(tiny_model, text, tmp_path):
     with pytest.raises(BudgetError, match="the least this target can hold is"):
         run(tiny_model("llama"), text, tmp_path / "out", Budget(bits=1.5))

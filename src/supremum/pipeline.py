@@ -59,7 +59,7 @@ def optimize(model: str | Path, budget: Budget, *, target: str = "gguf", text: l
         check_writes(checkpoint)
     timings.clear()
     peaks.clear()
-    options = {"target": target, "tokens": tokens, "keep": sorted(keep or []), "only": sorted(only or []),
+    options: dict[str, Any] = {"target": target, "tokens": tokens, "keep": sorted(keep or []), "only": sorted(only or []),
                "dtype": dtype, "size": budget.size, "bits": budget.bits, "max_kl": budget.max_kl}
     inputs = {"supremum": __version__, "torch": torch.__version__.split("+")[0], "threads": torch.get_num_threads(),
               "model": checkpoint.fingerprint, "text": [_text_state(source) for source in text or []], "seed": seed,
@@ -69,7 +69,7 @@ def optimize(model: str | Path, budget: Budget, *, target: str = "gguf", text: l
         return Result(folder, done)
     with phase("check what is needed"):
         shapes = _shapes(checkpoint)
-        menu = menu_of(kind, checkpoint, shapes, keep or [], only)
+        menu = menu_of(kind, checkpoint, shapes, options["keep"], options["only"])
         preflight(checkpoint, kind, budget, folder, menu, shapes, tokens=tokens or TOKENS)
     workspace = Workspace(work_folder(folder), inputs, fresh=fresh)
     try:
@@ -133,9 +133,11 @@ def _command(model: str | Path, folder: Path, options: dict[str, Any], text: lis
     for flag in ("size", "bits", "max_kl", "tokens"):
         if options[flag] is not None:
             words += [f"--{flag.replace('_', '-')}", str(options[flag])]
-    for name, values in (("--text", text), ("--keep", options["keep"])):
+    for name, values in (("--text", text), ("--keep", options["keep"]), ("--only", options["only"])):
         for value in values:
             words += [name, value]
+    if options["dtype"] != "auto":
+        words += ["--dtype", options["dtype"]]
     words += ["--target", options["target"], "--seed", str(seed), "--out", str(folder)]
     return shlex.join(words)
 

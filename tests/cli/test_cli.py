@@ -85,11 +85,12 @@ def test_wrong_usage_exits_with_2_and_says_why(words: list[str], engine: Any) ->
 
 def test_the_budget_reaches_the_engine_in_bytes(engine: Any) -> None:
     CliRunner().invoke(app, ["optimize", "models/llama", "--size", "60MB", "--max-kl", "0.05", "--keep", "head",
-                             "--keep", "embed", "--fresh", "--seed", "7", "--text", "a.txt", "--dtype", "float32"])
+                             "--keep", "embed", "--only", "Q4_0", "--fresh", "--seed", "7", "--text", "a.txt",
+                             "--dtype", "float32"])
     (model, budget), options = engine.seen["optimize"]
     assert model == "models/llama" and budget == {"size": 60_000_000, "bits": None, "max_kl": 0.05}
     assert options == {"target": "gguf", "text": ["a.txt"], "tokens": None, "out": Path("llama-supremum"),
-                       "keep": ["head", "embed"], "fresh": True, "seed": 7, "dtype": "float32"}
+                       "keep": ["head", "embed"], "only": ["Q4_0"], "fresh": True, "seed": 7, "dtype": "float32"}
 
 
 def test_a_failure_is_one_line_with_its_remedy_and_exit_1(engine: Any) -> None:

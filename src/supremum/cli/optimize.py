@@ -14,6 +14,7 @@ from .common import Debug, Dtype, Json, Model, Precision, Result, Seed, TargetNa
     supremum optimize demo --size 75MB --out demo
     supremum optimize models/llama --bits 3.5 --text notes.txt --out small
     supremum optimize models/llama --bits 3.5 --target compressed-tensors
+    supremum optimize models/llama --bits 5 --only Q4_0 --only Q8_0
     supremum optimize models/llama --max-kl 0.05 --size 900MB --keep lm_head
 """, resumable=True)
 def optimize(
@@ -32,6 +33,8 @@ def optimize(
         "--out", metavar="DIR", help="Output folder; NAME-supremum unless given.")] = None,
     keep: Annotated[list[str] | None, typer.Option(
         "--keep", metavar="NAME", help="Leave tensors whose name contains NAME as they are; repeatable.")] = None,
+    only: Annotated[list[str] | None, typer.Option(
+        "--only", metavar="CODEC", help="Choose from these formats only, for example Q4_0 or int4-g64; repeatable.")] = None,
     fresh: Annotated[bool, typer.Option(
         "--fresh/--resume", help="Discard what an interrupted run left, or continue from it.")] = False,
     seed: Seed = 0,
@@ -57,5 +60,5 @@ def optimize(
 
     folder = out or Path(f"{Path(model).name.removesuffix('.gguf')}-supremum")
     result = run(model, Budget(size=size, bits=bits, max_kl=max_kl), target=target.value, text=text or [],
-                 tokens=tokens, out=folder, keep=keep or [], fresh=fresh, seed=seed, dtype=dtype.value)
+                 tokens=tokens, out=folder, keep=keep or [], only=only or [], fresh=fresh, seed=seed, dtype=dtype.value)
     return result.document, lambda: show_result(result.document, result.folder)
