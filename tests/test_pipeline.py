@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from supremum import Budget, SupremumError, convert, measure_limits, open_checkpoint, optimize
+from supremum import Budget, SupremumError, convert, measure_limits, open_checkpoint, optimize, output
 from supremum.errors import BudgetError, StateError
 from supremum.gather import work_folder
 from supremum.report import read_document
@@ -171,7 +171,9 @@ def test_an_edited_folder_of_text_is_another_run(tiny_model, text, tmp_path, mon
     first = run(model, "~/corpus", tmp_path / "out", Budget(bits=6)).document
     assert run(model, "~/corpus", tmp_path / "out", Budget(bits=6)).document == first
     (tmp_path / "corpus" / "b.md").write_text("Another page. " * 2000)
-    assert run(model, "~/corpus", tmp_path / "out", Budget(bits=6)).document != first
+    with pytest.raises(SupremumError, match=r"out: holds another result, made by `supremum optimize .*--fresh"):
+        run(model, "~/corpus", tmp_path / "out", Budget(bits=6))
+    assert run(model, "~/corpus", tmp_path / "out", Budget(bits=6), fresh=True).document != first
 
 
 def test_missing_text_is_refused_before_anything_is_made(tiny_model, tmp_path):
@@ -200,11 +202,58 @@ def test_infeasible_budgets_name_what_is_feasible(tiny_model, text, tmp_path):
         run(tiny_model("llama"), text, tmp_path / "out2", Budget(bits=4.6, max_kl=1e-9))
 
 
-def test_convert_keeps_every_weight(tiny_model, tmp_path):
+def test_a_result_is_replaced_only_when_told_and_a_told_run_resumes(tiny_model, text, tmp_path):
+    model, out = tiny_model("llama"), tmp_path / "out"
+    first = run(model, text, out, Budget(bits=6)).document
+    with pytest.raises(SupremumError, match="holds another result"):
+        run(model, text, out, Budget(bits=7))
+    with pytest.raises(SupremumError, match="holds another result"):
+        convert(model, "gguf", out)
+    assert read_document(out) == first and not (tmp_path / "out.work").exists()
+    state = run(model, text, tmp_path / "other", Budget(bits=7)).document["inputs"]["state"]
+    Workspace(tmp_path / "out.work", state).close()  # as a killed run with fresh=True leaves it
+    assert run(model, text, out, Budget(bits=7)).document["budget"]["bits"] == 7
+
+
+@pytest.mark.parametrize("left", ["whole", "without steps", "only its lock", "another's", "in use"])
+def test_what_a_run_killed_at_its_end_left_is_removed(tiny_model, text, tmp_path, left):
+    result = run(tiny_model("llama"), text, tmp_path / "out", Budget(bits=6))
+    inputs = result.document["inputs"]["state"] if left != "another's" else {"model": "another"}
+    workspace = Workspace(tmp_path / "out.work", inputs)
+    if left in ("whole", "another's", "in use"):
+        workspace.json("final0/step.json", dict)
+    if left == "only its lock":
+        (tmp_path / "out.work" / "state.json").unlink()
+    if left != "in use":
+        workspace.close()
+    assert run(tiny_model("llama"), text, tmp_path / "out", Budget(bits=6)).document == result.document
+    workspace.close()
+    assert (tmp_path / "out.work").exists() == (left in ("another's", "in use"))
+
+
+def test_convert_keeps_every_weight_and_can_be_repeated(tiny_model, tmp_path):
     model = tiny_model("llama", dtype="bfloat16")
     written = convert(model, "gguf", tmp_path / "plain")
     before, after = open_checkpoint(model), open_checkpoint(written)
     assert all(torch.equal(before.read(name).float(), after.read(name).float()) for name in before.tensors)
+    assert json.loads((tmp_path / "plain" / "converted.json").read_text())["proof"]["passed"]
+    state = written.stat().st_mtime_ns
+    assert convert(model, "gguf", tmp_path / "plain") == written and written.stat().st_mtime_ns == state
+    with pytest.raises(SupremumError, match=r"another result, made by `supremum convert .*--target gguf"):
+        convert(model, "compressed-tensors", tmp_path / "plain")
+    folder = convert(model, "compressed-tensors", tmp_path / "plain", fresh=True)
+    assert folder == tmp_path / "plain" and not written.exists()
+    assert convert(folder, "gguf", tmp_path / "back").exists()
+
+
+def test_a_conversion_that_is_not_proved_leaves_nothing(tiny_model, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise SupremumError("answers differently")
+
+    monkeypatch.setattr(output, "verify", refuse)
+    with pytest.raises(SupremumError, match="answers differently"):
+        convert(tiny_model("llama"), "gguf", tmp_path / "out")
+    assert not list(tmp_path.iterdir())
 
 
 def test_limits_of_a_model(tiny_model, text):

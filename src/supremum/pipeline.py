@@ -20,7 +20,7 @@ from .checkpoint.targets import target as target_named
 from .gather import TOKENS, Gathered, gather, gather_fisher, solve_candidates, work_folder
 from .limits import LayerSpectrum, Limits, limits
 from .measure.streamed import final_hidden
-from .output import check_output, convert, finished, move_into_place, rehearse, show_samples, write
+from .output import check_output, check_replaced, convert, finished, move_into_place, rehearse, show_samples, write
 from .planning import menu_of, prices, units_of
 from .preflight import preflight
 from .progress import note, peaks, phase, timings
@@ -67,6 +67,8 @@ def optimize(model: str | Path, budget: Budget, *, target: str = "gguf", text: l
     if not fresh and (done := finished(folder, inputs)):
         note(f"{folder}: is finished with the same inputs; --fresh runs it again.")
         return Result(folder, done)
+    if not fresh:
+        check_replaced(folder, inputs)
     with phase("check what is needed"):
         shapes = _shapes(checkpoint)
         menu = menu_of(kind, checkpoint, shapes, options["keep"], options["only"])

@@ -170,7 +170,9 @@ class Workspace:
         self._lock.close()
 
     def discard(self) -> None:
-        """Remove the folder: the run is finished and its output is in place."""
+        """Remove the folder: the run is finished and its output is in place. state.json goes after the steps."""
+        for item in [item for item in self.folder.iterdir() if item.name not in ("lock", "state.json")]:
+            shutil.rmtree(item, ignore_errors=True) if item.is_dir() else item.unlink(missing_ok=True)
         shutil.rmtree(self.folder, ignore_errors=True)
         self.close()
 

@@ -18,6 +18,7 @@ def convert(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A model folder, hub id, .gguf file or `demo`.")],
     target: Annotated[TargetName, typer.Option("--target", help="Format and the runtime that reads it.")],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Output folder.")],
+    fresh: Annotated[bool, typer.Option("--fresh", help="Replace another result, or convert again.")] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> Result:
@@ -27,6 +28,6 @@ def convert(
     """
     from ..pipeline import convert as run
 
-    written = Path(run(model, target.value, out))
+    written = Path(run(model, target.value, out, fresh=fresh))
     return ({"model": model, "target": target.value, "path": str(written)},
             lambda: print(f"Written: {written}"))

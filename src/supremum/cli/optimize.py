@@ -36,7 +36,7 @@ def optimize(
     only: Annotated[list[str] | None, typer.Option(
         "--only", metavar="CODEC", help="Choose from these formats only, for example Q4_0 or int4-g64; repeatable.")] = None,
     fresh: Annotated[bool, typer.Option(
-        "--fresh/--resume", help="Discard what an interrupted run left, or continue from it.")] = False,
+        "--fresh/--resume", help="Start over and replace a result in DIR, or continue an interrupted run.")] = False,
     seed: Seed = 0,
     dtype: Dtype = Precision.auto,
     as_json: Json = False,
