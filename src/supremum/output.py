@@ -150,8 +150,9 @@ def move_into_place(staging: Path, folder: Path) -> None:
 def convert(model: str | Path, target: str, out: str | Path, *, fresh: bool = False) -> Path:
     """The same weights in another target's files, proved in its runtime; returns what the runtime opens.
 
-    A tensor that the target cannot hold as it is stored becomes floats. Nothing is done where the same conversion stands;
-    fresh: do it again, or replace another result. Raises SupremumError for what the user can mend.
+    Floats keep their type, compressed weights become 16-bit floats; a GGUF's tensors stay as they are in GGUF. Nothing is
+    done where the same conversion stands; fresh: do it again, or replace another result. Raises SupremumError for what the
+    user can mend.
     """
     checkpoint, kind, folder = open_checkpoint(model), target_named(target), Path(out)
     check_output(folder, checkpoint)

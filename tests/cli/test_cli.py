@@ -61,6 +61,19 @@ def test_help_shows_examples_and_they_parse(verb: str, engine: Any) -> None:
         assert CliRunner().invoke(app, words).exit_code != 2, f"wrong usage in the example: {example}"
 
 
+def test_help_names_the_defaults_that_the_engine_has() -> None:
+    from supremum.gather import TOKENS
+    for verb in ("optimize", "limit"):
+        shown = ANSI.sub("", CliRunner().invoke(app, [verb, "--help"]).stdout)
+        shown = " ".join(word for word in shown.split() if word.isascii())  # without the box around it
+        assert f"Calibration tokens; {TOKENS} unless given." in shown
+
+
+def test_evaluate_needs_no_text(tiny_model: Any) -> None:
+    result = CliRunner().invoke(app, ["evaluate", str(tiny_model("llama")), "--tokens", "128", "--length", "64", "--json"])
+    assert result.exit_code == 0 and json.loads(result.stdout)["quality"]["tokens"] == 126
+
+
 def test_help_is_fast_and_does_not_import_torch() -> None:
     code = "import sys; from supremum.cli import app; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

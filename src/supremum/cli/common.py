@@ -54,7 +54,8 @@ def size_option(text: str) -> int:
 Model = Annotated[str, typer.Argument(
     metavar="MODEL", help="A Hugging Face folder or hub id, a .gguf file, a Supremum output folder, or `demo`.")]
 Text = Annotated[list[str] | None, typer.Option(
-    "--text", metavar="SOURCE", help="Text file (.txt, .jsonl, .parquet) or hub dataset id; repeatable. "
+    "--text", metavar="SOURCE", help="Text file (.txt, .md, .jsonl, .json, .parquet), folder of such files, or hub "
+                                     "dataset id; repeatable. "
                                      "Without it the model writes its own text.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random; same inputs, same bytes.")]
 Dtype = Annotated[Precision, typer.Option("--dtype", help="Number type of the forward passes.")]

@@ -1,4 +1,4 @@
-"""`supremum convert`: the same weights in another runtime's format."""
+"""`supremum convert`: the same weights for another runtime, without compressing them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .common import Debug, Json, Result, TargetName, verb
 
 
 @verb("""
-    supremum convert small --target gguf --out small-gguf
+    supremum convert small --target compressed-tensors --out floats
     supremum convert models/llama --target gguf --out llama-gguf
 """)
 def convert(
@@ -22,9 +22,10 @@ def convert(
     as_json: Json = False,
     debug: Debug = False,
 ) -> Result:
-    """Write MODEL for another runtime, each tensor in the nearest format there that loses least.
+    """Write MODEL's weights for another runtime, and prove the result there.
 
-    To reach a budget use `supremum optimize`.
+    Floats keep their type, compressed weights become 16-bit floats; a GGUF's tensors stay as they are in GGUF.
+    To make a model smaller use `supremum optimize`.
     """
     from ..pipeline import convert as run
 

@@ -11,8 +11,8 @@ from .common import Debug, Json, Result, verb
 
 
 @verb("""
-    supremum report demo
-    supremum report demo --json
+    supremum report small
+    supremum report small --json
 """)
 def report(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a finished run, or a file in it.")],
