@@ -14,14 +14,6 @@ from .errors import BudgetError, SupremumError
 from .gather import Gathered, price
 from .sizes import format_size
 
-# What allocation chooses from. A target can hold more (`Target.codecs`); these are the ones worth their solving time.
-MENUS = {
-    "gguf": ("Q2_K", "Q3_K", "MXFP4", "IQ4_XS", "IQ4_NL", "Q5_0", "Q5_K", "Q5_1", "Q6_K", "Q8_0"),
-    "compressed-tensors": ("int2-g64", "int3-g64", "int4-g64", "int5-g64", "int6-g64", "int8-g64",
-                           "int2-g32", "int3-g32", "int4-g32", "int5-g32", "int6-g32", "int8-g32",
-                           "int4-channel", "int8-channel"),
-}
-
 
 @dataclass(frozen=True)
 class Menu:
@@ -46,7 +38,7 @@ def menu_of(target: Any, checkpoint: Checkpoint, shapes: Mapping[str, tuple[int,
                             f"Choose among: {', '.join(valid)}.")
     chosen: dict[str, list[str]] = {}
     for name, possible in held.items():
-        wanted = only or MENUS[target.name]
+        wanted = only or target.menu
         names = [] if any(part in name for part in keep) else [n for n in wanted if n in possible]
         for group in ("-g64", "-g32"):
             if not only and any(n.endswith(group) for n in names):

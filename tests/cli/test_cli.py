@@ -69,6 +69,13 @@ def test_help_names_the_defaults_that_the_engine_has() -> None:
         assert f"Calibration tokens; {TOKENS} unless given." in shown
 
 
+def test_help_names_every_target() -> None:
+    from supremum.checkpoint import targets
+    shown = ANSI.sub("", CliRunner().invoke(app, ["optimize", "--help"]).stdout)
+    shown = " ".join(word for word in shown.split() if word.isascii())
+    assert f"reads it: {', '.join(targets.names())}." in shown
+
+
 def test_evaluate_needs_no_text(tiny_model: Any) -> None:
     result = CliRunner().invoke(app, ["evaluate", str(tiny_model("llama")), "--tokens", "128", "--length", "64", "--json"])
     assert result.exit_code == 0 and json.loads(result.stdout)["quality"]["tokens"] == 126

@@ -8,8 +8,9 @@ import torch
 from supremum.checkpoint import open_checkpoint
 from supremum.checkpoint.targets import target
 from supremum.errors import SupremumError
-from supremum.runtime import load
+from supremum.runtime import capabilities, load
 
+TITLES = ("llama.cpp", "Transformers")
 PROMPT = [5, 9, 200, 31, 77, 120]
 
 
@@ -18,7 +19,7 @@ def engine(request, tiny_model, tmp_path):
     made = target(request.param)
     checkpoint = open_checkpoint(tiny_model("qwen3", "float32"))
     runtime = load(made.runtime, made.write(checkpoint, {}, tmp_path), context=256)
-    assert request.param in runtime.capabilities.formats
+    assert capabilities(made.runtime) == runtime.capabilities and runtime.capabilities.title in TITLES
     yield runtime, checkpoint
     runtime.close()
 

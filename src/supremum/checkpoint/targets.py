@@ -1,8 +1,8 @@
 """Targets: the formats that stock runtimes open, and what each of them can hold.
 
 A target answers three questions before any work is done: which codecs its runtime can run for a tensor, which tensors
-must share one codec, and how many bytes a plan will take on disk, exactly. Then it writes the files. A new target is
-one file and one line in `_factories`.
+must share one codec, and how many bytes a plan will take on disk, exactly. Then it writes the files and says how to run
+them. A new target is one file and its entry in `_factories`. Importing this module loads no library.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ class Target(Protocol):
 
     name: str  # "gguf", "compressed-tensors"
     runtime: str  # the engine in supremum.runtime that proves the result: "llama_cpp", "transformers"
+    menu: tuple[str, ...]  # codecs that allocation chooses from: of all it can hold, those worth their solving time
 
     def codecs(self, checkpoint: Any, name: str, shape_OI: tuple[int, int]) -> list[str]:
         """Names of the codecs that the runtime can run for this tensor; empty if it must stay as it is.

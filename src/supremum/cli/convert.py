@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .common import Debug, Json, Result, TargetName, verb
+from .common import Debug, Json, Result, Target, verb
 
 
 @verb("""
@@ -16,7 +16,7 @@ from .common import Debug, Json, Result, TargetName, verb
 """)
 def convert(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A model folder, hub id, .gguf file or `demo`.")],
-    target: Annotated[TargetName, typer.Option("--target", help="Format and the runtime that reads it.")],
+    target: Target,
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Output folder.")],
     fresh: Annotated[bool, typer.Option("--fresh", help="Replace another result, or convert again.")] = False,
     as_json: Json = False,
@@ -29,6 +29,6 @@ def convert(
     """
     from ..pipeline import convert as run
 
-    written = Path(run(model, target.value, out, fresh=fresh))
-    return ({"model": model, "target": target.value, "path": str(written)},
+    written = Path(run(model, target, out, fresh=fresh))
+    return ({"model": model, "target": target, "path": str(written)},
             lambda: print(f"Written: {written}"))

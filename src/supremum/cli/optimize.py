@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .common import Debug, Dtype, Json, Model, Precision, Result, Seed, TargetName, Text, size_option, verb
+from .common import Debug, Dtype, Json, Model, Precision, Result, Seed, Target, Text, size_option, verb
 
 
 @verb("""
@@ -25,8 +25,7 @@ def optimize(
         "--bits", min=1, max=16, help="Bits a weight of the blocks' linear layers, scales included.")] = None,
     max_kl: Annotated[float | None, typer.Option(
         "--max-kl", metavar="NATS", help="Largest KL from the original, nats a token; the smallest such file.")] = None,
-    target: Annotated[TargetName, typer.Option("--target", help="Format and the runtime that reads it.")] =
-        TargetName.gguf,
+    target: Target = "gguf",
     text: Text = None,
     tokens: Annotated[int | None, typer.Option("--tokens", min=256, help="Calibration tokens; 16384 unless given.")] = None,
     out: Annotated[Path | None, typer.Option(
@@ -57,6 +56,6 @@ def optimize(
     from ..report.terminal import show_result
 
     folder = out or Path(f"{Path(model).name.removesuffix('.gguf')}-supremum")
-    result = run(model, Budget(size=size, bits=bits, max_kl=max_kl), target=target.value, text=text or [],
+    result = run(model, Budget(size=size, bits=bits, max_kl=max_kl), target=target, text=text or [],
                  tokens=tokens, out=folder, keep=keep or [], only=only or [], fresh=fresh, seed=seed, dtype=dtype.value)
     return result.document, lambda: show_result(result.document, result.folder)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+from ..runtime import capabilities, names
 from ..sizes import format_size
 from .document import Document
 
@@ -66,7 +67,7 @@ def verdict(document: Document) -> str:
 def runtime(document: Document) -> str:
     """"llama.cpp (xllamacpp 2026.10.11549)"."""
     proof = document["proof"]
-    name = {"llama_cpp": "llama.cpp", "transformers": "Transformers"}.get(proof["runtime"], proof["runtime"])
+    name = capabilities(proof["runtime"]).title if proof["runtime"] in names() else proof["runtime"]
     return f"{name} ({proof['version']})" if proof["version"] else name
 
 

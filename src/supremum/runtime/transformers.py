@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from ..errors import SupremumError
-from . import Capabilities, Speed
+from . import Capabilities, Speed, Tolerance
 
 
 def answers(output: Any) -> torch.Tensor:
@@ -36,7 +36,7 @@ class Transformers:
     """See `supremum.runtime.Runtime`."""
 
     name = "transformers"
-    capabilities = Capabilities(formats=("safetensors", "compressed-tensors"), activations="none")
+    capabilities = Capabilities("Transformers", rounds=False, floor=Tolerance(kl=1e-6, error=1e-3))
 
     def __init__(self, path: Path, threads: int = 1, context: int = 1024) -> None:
         """Load a folder. Raises SupremumError if Transformers refuses it or finds tensors missing or left over."""
