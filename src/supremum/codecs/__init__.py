@@ -6,7 +6,7 @@ Every scalar format here reconstructs a weight as
 
 and differs from the others only in its levels, its geometry, which scales and offsets it can store (`project`) and how
 the bytes lie (`pack`, `unpack`). Choosing scales and codes is the solver's work (`supremum.solve`), so every
-rounding method works for every format. A new format is one file that calls `register`.
+rounding method works for every format. A new format is one file that calls `register` and is imported below.
 
 Letters: O out features, I in features, G = I / step scale groups of a row.
 """
@@ -39,7 +39,7 @@ class Codec(Protocol):
     """A number format. Stateless; instances are shared."""
 
     name: str  # "int4-g64", "Q4_K"
-    levels: Tensor  # sorted float32 (K,), K <= 256
+    levels: Tensor  # sorted whole numbers, float32 (K,), K <= 256; a common factor belongs to the scale
     step: int  # columns that share one scale (and offset); 0: the whole row
     block: int  # columns that are stored together; in_features must be a multiple
     affine: bool  # whether there is an offset
