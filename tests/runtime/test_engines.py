@@ -25,18 +25,13 @@ def engine(request, tiny_model, tmp_path):
 
 
 @torch.inference_mode()
-def test_logprobs_and_greedy_continuation(engine):
+def test_logprobs(engine):
     runtime, checkpoint = engine
     model = checkpoint.model(torch.float32)
     log_p_TV = model(torch.tensor([PROMPT])).logits[0].log_softmax(-1)
     for length, (ids, values) in zip([2, 6], runtime.logprobs(PROMPT, [2, 6], 384), strict=True):
         assert sorted(ids) == list(range(384)) and values == sorted(values, reverse=True)
         torch.testing.assert_close(torch.tensor(values), log_p_TV[length - 1][torch.tensor(ids)], rtol=0, atol=0.02)
-    tokens, expected = list(PROMPT), []
-    while len(expected) < 5 and (token := int(model(torch.tensor([tokens])).logits[0, -1].argmax())) != 1:
-        tokens.append(token)
-        expected.append(token)
-    assert expected and runtime.generate(PROMPT, 5)[: len(expected)] == expected
 
 
 def test_speed_and_tokens(engine):

@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 
@@ -119,4 +118,4 @@ def bits_per_weight(codec: Codec, shape_OI: tuple[int, int]) -> float:
 
 from . import gguf_blocks, gguf_k, integer  # noqa: E402, F401  (registration)
 
-__all__ = ["Codec", "Coded", "Grid", "bits_per_weight", "decode_grid", "fits", "get", "names", "register", "torch"]
+__all__ = ["Codec", "Coded", "Grid", "bits_per_weight", "decode_grid", "fits", "get", "names", "register"]

@@ -74,12 +74,12 @@ class Layer(TypedDict):
 
 
 class Point(TypedDict):
-    """One point of the frontier. `baseline`: another method or format, measured on the same tokens."""
+    """One point of the frontier."""
 
     bits: float
     bytes: int | None
     kl: float
-    kind: Literal["predicted", "measured", "limit", "baseline"]
+    kind: Literal["predicted", "measured", "limit"]
     label: str
 
 

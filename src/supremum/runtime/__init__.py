@@ -56,9 +56,6 @@ class Runtime(Protocol):
         """For each prefix of `tokens` with one of these lengths (ascending): ids and natural log-probabilities of the
         `count` likeliest next tokens, from a softmax over the whole vocabulary."""
 
-    def generate(self, tokens: list[int], count: int) -> list[int]:
-        """The greedy continuation, `count` ids or fewer if the model ends it."""
-
     def speed(self, tokens: list[int], new: int) -> Speed:
         """Prefill of `tokens`, then `new` tokens one by one."""
 

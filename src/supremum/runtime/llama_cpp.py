@@ -75,10 +75,6 @@ class LlamaCpp:
             out.append(([entry["id"] for entry in top], [entry["logprob"] for entry in top]))
         return out
 
-    def generate(self, tokens: list[int], count: int) -> list[int]:
-        body = {"prompt": list(tokens), "n_predict": count, "temperature": 0, "return_tokens": True}
-        return [int(token) for token in self._post("completion", body)["tokens"]]
-
     def speed(self, tokens: list[int], new: int) -> Speed:
         timings = self._complete(tokens, new + 1, ignore_eos=True, cache_prompt=False)["timings"]
         return Speed(prefill=timings["prompt_per_second"], decode=timings["predicted_per_second"])

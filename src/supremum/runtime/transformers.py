@@ -76,11 +76,6 @@ class Transformers:
         top = logits_TV[torch.tensor(lengths) - 1].log_softmax(-1).topk(min(count, logits_TV.shape[1]))
         return list(zip(top.indices.tolist(), top.values.tolist(), strict=True))
 
-    @torch.inference_mode()
-    def generate(self, tokens: list[int], count: int) -> list[int]:
-        out = self._model.generate(torch.tensor([tokens]), max_new_tokens=count, do_sample=False)
-        return out[0, len(tokens):].tolist()
-
     def speed(self, tokens: list[int], new: int) -> Speed:
         self._forward(tokens[:8])  # compressed weights are decoded by the first pass
         start = time.perf_counter()
