@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from .checkpoint import Checkpoint
+from .checkpoint.architecture import objective
 from .limits import LayerSpectrum, metric, spectrum
-from .measure.answers import objective
 from .progress import phase
 from .solve.candidates import Candidates
 from .stats.fisher import fisher, fisher_file, shrunk
@@ -127,7 +127,7 @@ def gather(checkpoint: Checkpoint, workspace: Workspace, *, text: list[str], tok
     stream = BlockStream(checkpoint, dtype=compute_dtype(dtype))
     sweep(stream, windows, workspace)
     oriented = orientation(stream)
-    bidirectional = objective(stream.model) != "next"  # a prefix of a window has other hidden states there
+    bidirectional = objective(type(stream.model).__name__) != "next"  # a prefix of a window has other hidden states there
     return Gathered(checkpoint, workspace, stream, windows, held_out, stream.calls(windows),
                     {name: shape for name, (shape, _) in oriented.items()},
                     {name: turned for name, (_, turned) in oriented.items()},

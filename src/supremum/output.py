@@ -15,13 +15,14 @@ import torch
 
 from . import __version__, codecs
 from .checkpoint import Checkpoint, open_checkpoint
+from .checkpoint.architecture import objective
 from .checkpoint.targets import LazyCoded, Target
 from .checkpoint.targets import target as target_named
 from .codecs import Coded
 from .errors import StateError, SupremumError
 from .gather import work_folder
 from .measure import samples
-from .measure.answers import objective
+from .plain import plain
 from .planning import Menu
 from .progress import note, phase
 from .report import FILE, Document, read_document
@@ -29,7 +30,7 @@ from .runtime.verify import verify
 from .solve.cancellation import nearest
 from .stats.streaming import BlockStream, orientation
 from .text import fast_dtype
-from .workspace import Workspace, plain, write_atomic
+from .workspace import Workspace, write_atomic
 
 CONVERTED = "converted.json"  # in the folder of a conversion: its inputs, command and proof
 
@@ -122,7 +123,7 @@ def show_samples(checkpoint: Checkpoint, written: Path) -> list[dict[str, Any]]:
     do not fit the memory twice."""
     one = checkpoint.skeleton()
     parameters = sum(p.numel() for p in one.parameters())
-    if objective(one) != "next" or 8 * parameters > psutil.virtual_memory().available:
+    if objective(type(one).__name__) != "next" or 8 * parameters > psutil.virtual_memory().available:
         return []
     with phase("write samples"):
         dtype = fast_dtype()

@@ -30,7 +30,7 @@ from .. import codecs
 from ..codecs import Coded
 from ..errors import CheckpointError
 from ..workspace import write_atomic
-from .architecture import objective
+from .architecture import auto_class, objective
 from .hf import INDEX, SINGLE, tokenizer_files
 from .safetensors_file import DTYPES
 from .targets import plan_of
@@ -38,9 +38,6 @@ from .write_safetensors import SafetensorsWriter, Spec, measure
 
 CODEC = re.compile(r"int(\d)-(?:g(\d+)|channel)")
 VLLM = re.compile(r"int[48]-(?:g\d+|channel)")  # what vLLM's kernels run
-# The class that loads an architecture, by the end of its name; others are loaded by their own.
-LOADERS = {"ForCausalLM": "AutoModelForCausalLM", "LMHeadModel": "AutoModelForCausalLM",
-           "ForMaskedLM": "AutoModelForMaskedLM", "ForPreTraining": "AutoModelForPreTraining", "Model": "AutoModel"}
 VERSION = "0.20.0"  # of the layout, as compressed-tensors names it
 SHARD = 5_000_000_000  # bytes
 FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("query", "key", "value"),
@@ -122,7 +119,7 @@ class CompressedTensorsTarget:
 
     def how_to_run(self, architecture: str, codecs: Collection[str], file: str) -> str:
         """Transformers; vLLM too for a decoder whose codecs its kernels run."""
-        loader = next((auto for suffix, auto in LOADERS.items() if architecture.endswith(suffix)), architecture)
+        loader = auto_class(architecture)
         run = f"""```python
 # pip install transformers compressed-tensors
 from transformers import AutoTokenizer, {loader}

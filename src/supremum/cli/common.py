@@ -18,7 +18,7 @@ import typer
 
 from ..checkpoint import targets
 from ..errors import SupremumError
-from ..report.document import plain
+from ..plain import plain
 from ..report.words import one_line
 from ..sizes import parse_size
 

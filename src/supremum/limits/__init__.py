@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ..plain import plain
 from .constants import Constants, constants
 from .entropy import Lossless, lossless
 from .hardware import Machine, measure
@@ -16,7 +17,7 @@ from .information import Curve, LayerSpectrum, Metric, metric, spectrum
 from .page import render
 from .roofline import Format, HardwareLimit, formats, hardware_limit, workload
 from .summary import InformationLimit, information
-from .values import Value, plain
+from .values import Value
 
 
 @dataclass(frozen=True)

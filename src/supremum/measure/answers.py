@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..checkpoint.architecture import objective
 from .scores import Rows, TokenScores, compare
 
 
@@ -21,7 +22,7 @@ class Answers:
 
     def __init__(self, model: nn.Module, windows: Tensor) -> None:
         self.model, self.windows = model, windows
-        self.objective = objective(model)
+        self.objective = objective(type(model).__name__)
         self.head: Any = model.get_output_embeddings()  # type: ignore[operator]
         self._plain = self.objective == "next" and isinstance(self.head, nn.Module) and \
             "logits_to_keep" in inspect.signature(model.forward).parameters
@@ -56,16 +57,6 @@ class Answers:
         finally:
             handle.remove()
         return caught[0][0], logits
-
-
-def objective(model: nn.Module) -> str:
-    """What a model predicts: "next" token, "every" token (a masked-language head), or "none" (hidden states only)."""
-    name = type(model).__name__
-    if name.endswith(("ForMaskedLM", "ForPreTraining")):
-        return "every"
-    if name.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")):
-        return "next"
-    return "none"
 
 
 def score(answers: Answers, reference: Answers | None, index: int) -> TokenScores:

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..checkpoint.architecture import objective
 from ..errors import SupremumError
 from ..progress import phase
 from ..text import self_generated, tokens_from_text
-from .answers import Answers, objective, score
+from .answers import Answers, score
 from .encoders import EncoderQuality, compare_pooled, pooled
 from .scores import Quality, summarise
 
@@ -28,7 +29,7 @@ def evaluate(checkpoint: Any, reference: Any | None, windows: Tensor, *,
         raise ValueError(f"windows must be (n, T), not {tuple(windows.shape)}")
     _same_vocabulary(checkpoint, reference)
     model = checkpoint.model(dtype)
-    if objective(model) == "none":
+    if objective(type(model).__name__) == "none":
         return _evaluate_encoder(model, reference, windows, dtype)
     answers = Answers(model, windows)
     original = Answers(reference.model(dtype), windows) if reference is not None else None

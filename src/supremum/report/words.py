@@ -7,22 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..runtime import capabilities, names
-from ..sizes import format_size
+from ..sizes import UNKNOWN, figure, format_size
 from .document import Document
-
-UNKNOWN = "n/a"
-
-
-def figure(value: float | None, digits: int = 3) -> str:
-    """`value` with `digits` significant figures and no needless exponent."""
-    if value is None or not math.isfinite(value):
-        return UNKNOWN
-    if value == 0:
-        return "0"
-    magnitude = math.floor(math.log10(abs(value)))
-    if magnitude < -4 or magnitude >= 15:
-        return f"{value:.{digits - 1}e}"
-    return f"{value:,.{max(0, digits - 1 - magnitude)}f}"
 
 
 def percent(share: float | None, digits: int = 1) -> str:

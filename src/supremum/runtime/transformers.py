@@ -1,7 +1,7 @@
 """Stock Transformers: `from_pretrained` of a folder, on the CPU, in float32.
 
-In float32 the decoded weights are exact, so differences to our own decoding are those of the arithmetic alone. Decoders
-load by AutoModelForCausalLM, encoders by the class that their config names; an encoder without a vocabulary head
+In float32 the decoded weights are exact, so differences to our own decoding are those of the arithmetic alone. The
+folder is loaded by the class that the model card names; an encoder without a vocabulary head
 answers with a softmax over its last hidden state, which is as good for a comparison.
 """
 
@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from ..checkpoint.architecture import auto_class
 from ..errors import SupremumError
 from . import Capabilities, Speed, Tolerance
 
@@ -27,9 +28,7 @@ def _loader(path: Path) -> Any:
     import transformers
 
     config = transformers.AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-    name = (config.architectures or ["?"])[0]
-    causal = name.endswith(("ForCausalLM", "LMHeadModel"))
-    return transformers.AutoModelForCausalLM if causal else getattr(transformers, name)
+    return getattr(transformers, auto_class((config.architectures or ["?"])[0]))
 
 
 class Transformers:
