@@ -165,4 +165,5 @@ def test_reasons_name_the_neighbours() -> None:
     assert reason(one, one.options[0]) == "b would cost 1.00 KB for -0.5 nats"
     assert reason(one, one.options[3]) == "c would save 5.00 KB for +0.1 nats"
     assert reason(one, one.options[2]).endswith("as it is would cost 5.00 KB for -0.1 nats")
-    assert reason(Unit(("w",), 1, True, (one.options[0],)), one.options[0]) == "the only format this target has for it"
+    stays = Option(None, 9000, 0.0)
+    assert reason(Unit(("w",), 10, True, (stays,)), stays) == "no format of the target holds it: it stays as it is"

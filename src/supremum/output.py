@@ -83,7 +83,7 @@ def finished(folder: Path, inputs: dict[str, Any]) -> Document | None:
 
 def rehearse(checkpoint: Checkpoint, kind: Any, menu: Menu, workspace: Workspace) -> None:
     """Before the long work: one layer (and what is tied to it) by nearest rounding through export and the stock runtime."""
-    def rehearse() -> dict[str, Any]:
+    def proof() -> dict[str, Any]:
         name, names = next((name, names) for name, names in menu.codecs.items() if names)
         group = next((tie for tie in menu.ties if name in tie), [name])
         turned = {tensor: swap for tensor, (_, swap) in orientation(BlockStream(checkpoint, dtype=torch.float32)).items()}
@@ -101,7 +101,7 @@ def rehearse(checkpoint: Checkpoint, kind: Any, menu: Menu, workspace: Workspace
             shutil.rmtree(folder, ignore_errors=True)
 
     with phase("rehearse export and reload"):
-        workspace.json("rehearsal.json", rehearse)
+        workspace.json("rehearsal.json", proof)
 
 
 def write(checkpoint: Checkpoint, kind: Target, coded: LazyCoded, workspace: Workspace) -> Path:

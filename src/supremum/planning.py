@@ -126,7 +126,7 @@ def _tables_at_the_same_price(units: Sequence[Unit], options: list[Option]) -> l
 def reason(unit: Unit, option: Option) -> str:
     """Why this option: what the next smaller and the next larger would have meant."""
     if len(unit.options) == 1:
-        return "the only format this target has for it"
+        return "no format of the target holds it: it stays as it is"
     smaller = [o for o in unit.options if o.nbytes < option.nbytes]
     larger = [o for o in unit.options if o.nbytes > option.nbytes and o.nats < option.nats]
     parts = []

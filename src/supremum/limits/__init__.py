@@ -59,7 +59,7 @@ def limits(
     machine = machine or measure("cuda" if torch.cuda.is_available() else "cpu")
     physical = hardware_limit(work, machine, kinds=kinds)
     layers = tuple(statistics or ())
-    names = {name for layer in layers for name in (layer.name, f"{layer.name}.weight")}
+    names = {layer.name for layer in layers}
     covered = [info for name, info in checkpoint.tensors.items() if name in names]
     weights = sum(math.prod(info.shape) for info in covered)
     bits = 8 * sum(info.nbytes for info in covered) / weights if covered else None
