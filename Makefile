@@ -1,6 +1,6 @@
 # Needs python 3.10 or newer, pip and make; everything else is installed into .venv.
 #
-#   make demo       install, compress the demo model to $(SIZE), end with a table and demo/report.html
+#   make demo       install, compress the demo model to $(SIZE), end with a table and small/report.html
 #   make test       install with the test extra, run the tests        make lint     ruff and mypy
 #   make test-slow  the tests that take minutes or gigabytes          make bench    figures of the README, see bench/
 #   make clean      remove what these made
@@ -22,7 +22,9 @@ help:
 	@sed -n '3,6s/^#//p' Makefile
 
 demo: $(VENV)/.demo
-	$(BIN)/supremum optimize demo --size $(SIZE) --tokens 4096 --out demo
+	$(BIN)/supremum optimize demo --size $(SIZE) --tokens 4096 --out small
+	@echo "next    $(BIN)/supremum report small"
+	@echo "        $(BIN)/supremum evaluate small --reference demo --tokens 4096"
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)
@@ -35,10 +37,11 @@ lint: $(VENV)/.test
 	$(BIN)/mypy
 
 bench: $(VENV)/.test
+	$(if $(ARGS),,$(error Say what to measure: make bench ARGS="REFERENCE CALIBRATION_TEXT TEST_TEXT --referee REFEREE.py"))
 	$(BIN)/python bench/frontier.py $(ARGS)
 
 clean:
-	rm -rf $(VENV) demo demo.work build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) small small.work build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # Where the venv module comes without ensurepip (Debian's python3 without python3-venv), the outer pip brings pip in.
 $(VENV)/.base:

@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from supremum import Budget, SupremumError, convert, measure_limits, open_checkpoint, optimize
+from supremum import Budget, SupremumError, convert, measure_limits, open_checkpoint, optimize, output
 from supremum.errors import BudgetError, StateError
+from supremum.gather import work_folder
 from supremum.report import read_document
 from supremum.workspace import Workspace
 
@@ -172,6 +173,55 @@ def test_output_that_would_destroy_something_is_refused(tiny_model, text, tmp_pa
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
 
 
+@pytest.mark.parametrize("out", [".", "..", "sub/..", "/"])
+def test_the_folder_that_the_command_runs_in_is_no_output(tiny_model, text, tmp_path, monkeypatch, out):
+    (tmp_path / "here" / "sub").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    model = tiny_model("llama")
+    for job in (lambda: run(model, text, out, Budget(bits=6)), lambda: convert(model, "gguf", out)):
+        with pytest.raises(SupremumError, match="the command runs inside it"):
+            job()
+    assert [path.name for path in tmp_path.rglob("*")] == ["here", "sub"]
+
+
+def test_the_state_lies_beside_the_output_however_it_is_written(tmp_path, monkeypatch):
+    (tmp_path / "sub").mkdir()
+    monkeypatch.chdir(tmp_path / "sub")
+    assert work_folder(Path("../small")) == work_folder(Path("../other/../small/.")) == tmp_path / "small.work"
+
+
+def test_an_edited_folder_of_text_is_another_run(tiny_model, text, tmp_path, monkeypatch):
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "a.txt").write_text(Path(text).read_text())
+    monkeypatch.setenv("HOME", str(tmp_path))
+    model = tiny_model("llama")
+    first = run(model, "~/corpus", tmp_path / "out", Budget(bits=6)).document
+    assert run(model, "~/corpus", tmp_path / "out", Budget(bits=6)).document == first
+    (tmp_path / "corpus" / "b.md").write_text("Another page. " * 2000)
+    with pytest.raises(SupremumError, match=r"out: holds another result, made by `supremum optimize .*--fresh"):
+        run(model, "~/corpus", tmp_path / "out", Budget(bits=6))
+    assert run(model, "~/corpus", tmp_path / "out", Budget(bits=6), fresh=True).document != first
+
+
+def test_missing_text_is_refused_before_anything_is_made(tiny_model, tmp_path):
+    for model, source, message in ((tiny_model("llama"), [str(tmp_path / "none.txt")], "no such file"),
+                                   (tiny_model("bert"), [], "does not write text.*--text")):
+        with pytest.raises(SupremumError, match=message):
+            optimize(model, Budget(bits=6), target="compressed-tensors", text=source, out=tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_only_some_formats_and_the_command_that_repeats_the_run(tiny_model, text, tmp_path):
+    model = tiny_model("llama")
+    result = run(model, text, tmp_path / "out", Budget(bits=6), only=["Q8_0", "Q5_0"])
+    assert {layer["codec"] for layer in result.document["plan"]} <= {"Q5_0", "Q8_0", "as it is"}
+    words = result.document["command"].split()
+    found = [words[i:i + 2] for i, word in enumerate(words) if word in ("--only", "--dtype", "--text")]
+    assert found == [["--text", text], ["--only", "Q5_0"], ["--only", "Q8_0"], ["--dtype", "float32"]]
+    with pytest.raises(SupremumError, match=r"has no format Q99.*Choose among: .*Q4_0, .*Q8_0"):
+        run(model, text, tmp_path / "other", Budget(bits=6), only=["Q4_0", "Q99"])
+
+
 def test_infeasible_budgets_name_what_is_feasible(tiny_model, text, tmp_path):
     with pytest.raises(BudgetError, match="the least this target can hold is"):
         run(tiny_model("llama"), text, tmp_path / "out", Budget(bits=1.5))
@@ -179,11 +229,58 @@ def test_infeasible_budgets_name_what_is_feasible(tiny_model, text, tmp_path):
         run(tiny_model("llama"), text, tmp_path / "out2", Budget(bits=4.6, max_kl=1e-9))
 
 
-def test_convert_keeps_every_weight(tiny_model, tmp_path):
+def test_a_result_is_replaced_only_when_told_and_a_told_run_resumes(tiny_model, text, tmp_path):
+    model, out = tiny_model("llama"), tmp_path / "out"
+    first = run(model, text, out, Budget(bits=6)).document
+    with pytest.raises(SupremumError, match="holds another result"):
+        run(model, text, out, Budget(bits=7))
+    with pytest.raises(SupremumError, match="holds another result"):
+        convert(model, "gguf", out)
+    assert read_document(out) == first and not (tmp_path / "out.work").exists()
+    state = run(model, text, tmp_path / "other", Budget(bits=7)).document["inputs"]["state"]
+    Workspace(tmp_path / "out.work", state).close()  # as a killed run with fresh=True leaves it
+    assert run(model, text, out, Budget(bits=7)).document["budget"]["bits"] == 7
+
+
+@pytest.mark.parametrize("left", ["whole", "without steps", "only its lock", "another's", "in use"])
+def test_what_a_run_killed_at_its_end_left_is_removed(tiny_model, text, tmp_path, left):
+    result = run(tiny_model("llama"), text, tmp_path / "out", Budget(bits=6))
+    inputs = result.document["inputs"]["state"] if left != "another's" else {"model": "another"}
+    workspace = Workspace(tmp_path / "out.work", inputs)
+    if left in ("whole", "another's", "in use"):
+        workspace.json("final0/step.json", dict)
+    if left == "only its lock":
+        (tmp_path / "out.work" / "state.json").unlink()
+    if left != "in use":
+        workspace.close()
+    assert run(tiny_model("llama"), text, tmp_path / "out", Budget(bits=6)).document == result.document
+    workspace.close()
+    assert (tmp_path / "out.work").exists() == (left in ("another's", "in use"))
+
+
+def test_convert_keeps_every_weight_and_can_be_repeated(tiny_model, tmp_path):
     model = tiny_model("llama", dtype="bfloat16")
     written = convert(model, "gguf", tmp_path / "plain")
     before, after = open_checkpoint(model), open_checkpoint(written)
     assert all(torch.equal(before.read(name).float(), after.read(name).float()) for name in before.tensors)
+    assert json.loads((tmp_path / "plain" / "converted.json").read_text())["proof"]["passed"]
+    state = written.stat().st_mtime_ns
+    assert convert(model, "gguf", tmp_path / "plain") == written and written.stat().st_mtime_ns == state
+    with pytest.raises(SupremumError, match=r"another result, made by `supremum convert .*--target gguf"):
+        convert(model, "compressed-tensors", tmp_path / "plain")
+    folder = convert(model, "compressed-tensors", tmp_path / "plain", fresh=True)
+    assert folder == tmp_path / "plain" and not written.exists()
+    assert convert(folder, "gguf", tmp_path / "back").exists()
+
+
+def test_a_conversion_that_is_not_proved_leaves_nothing(tiny_model, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise SupremumError("answers differently")
+
+    monkeypatch.setattr(output, "verify", refuse)
+    with pytest.raises(SupremumError, match="answers differently"):
+        convert(tiny_model("llama"), "gguf", tmp_path / "out")
+    assert not list(tmp_path.iterdir())
 
 
 def test_limits_of_a_model(tiny_model, text):

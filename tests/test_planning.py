@@ -23,14 +23,15 @@ class Fake:
     """A target whose size is no sum: every codec in use costs a table, and the whole is padded to pages."""
 
     name = "gguf"
+    menu: tuple[str, ...] = ("Q2_K", "MXFP4", "Q8_0")
 
-    def __init__(self, page: int = 1, table: int = 0, menu: Mapping[str, list[str]] | None = None,
+    def __init__(self, page: int = 1, table: int = 0, held: Mapping[str, list[str]] | None = None,
                  ties: list[list[str]] | None = None) -> None:
-        self.page, self.table, self.menu, self.tied = page, table, menu or {}, ties or []
+        self.page, self.table, self.held, self.tied = page, table, held or {}, ties or []
         self.options: dict[tuple[str, str | None], int] = {}
 
     def codecs(self, checkpoint: Any, name: str, shape_OI: tuple[int, int]) -> list[str]:
-        return self.menu.get(name, [])
+        return self.held.get(name, [])
 
     def ties(self, checkpoint: Any) -> list[list[str]]:
         return self.tied
@@ -114,7 +115,7 @@ def test_fixed_bytes_are_what_no_choice_changes() -> None:
 
 
 def test_menu_keeps_the_target_s_order_and_what_was_asked() -> None:
-    target = Fake(menu={"b.0.q": ["Q8_0", "MXFP4", "Q2_K", "other"], "b.0.k": ["Q8_0"], "b.0.o": [], "embed": ["Q8_0"]},
+    target = Fake(held={"b.0.q": ["Q8_0", "MXFP4", "Q2_K", "other"], "b.0.k": ["Q8_0"], "b.0.o": [], "embed": ["Q8_0"]},
                   ties=[["b.0.q", "b.0.k"], ["b.0.o", "embed"]])
     menu = menu_of(target, None, SHAPES, [])  # type: ignore[arg-type]
     assert menu.codecs == {"b.0.q": ["Q2_K", "MXFP4", "Q8_0"], "b.0.k": ["Q8_0"], "b.0.o": [], "embed": ["Q8_0"]}
@@ -125,8 +126,8 @@ def test_menu_keeps_the_target_s_order_and_what_was_asked() -> None:
 
 def test_one_group_size_of_the_integers_is_taken() -> None:
     every = ["int4-g64", "int4-g32", "int8-g32", "int4-channel", "int8-g64"]
-    target = Fake(menu={"b.0.q": every, "b.0.o": ["int4-g32", "int8-g32"]})
-    target.name = "compressed-tensors"
+    target = Fake(held={"b.0.q": every, "b.0.o": ["int4-g32", "int8-g32"]})
+    target.menu = ("int4-g64", "int8-g64", "int4-g32", "int8-g32", "int4-channel")
     menu = menu_of(target, None, SHAPES, [])  # type: ignore[arg-type]
     assert menu.codecs["b.0.q"] == ["int4-g64", "int8-g64"] and menu.codecs["b.0.o"] == ["int4-g32", "int8-g32"]
     asked = menu_of(target, None, SHAPES, [], ["int4-g32", "int4-g64"])  # type: ignore[arg-type]

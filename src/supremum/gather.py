@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from .checkpoint import Checkpoint
+from .checkpoint.architecture import objective
 from .limits import LayerSpectrum, spectrum
 from .limits import metric as analysed
-from .measure.answers import objective
 from .progress import phase
 from .solve.cancellation import Metric
 from .solve.candidates import Candidates
@@ -125,7 +125,7 @@ def gather(checkpoint: Checkpoint, workspace: Workspace, *, text: list[str], tok
     stream = BlockStream(checkpoint, dtype=compute_dtype(dtype))
     sweep(stream, windows, workspace)
     oriented = orientation(stream)
-    bidirectional = objective(stream.model) != "next"  # a prefix of a window has other hidden states there
+    bidirectional = objective(type(stream.model).__name__) != "next"  # a prefix of a window has other hidden states there
     return Gathered(checkpoint, workspace, stream, windows, held_out, stream.calls(windows),
                     {name: shape for name, (shape, _) in oriented.items()},
                     {name: turned for name, (_, turned) in oriented.items()},
@@ -167,4 +167,5 @@ def price(product_N: Tensor, length: int) -> float:
 
 def work_folder(out: Path) -> Path:
     """Where the resumable state of a run that writes to `out` lives."""
+    out = out.resolve()
     return out.with_name(out.name + ".work")

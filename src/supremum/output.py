@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,46 +13,77 @@ from typing import Any
 import psutil
 import torch
 
-from . import codecs
+from . import __version__, codecs
 from .checkpoint import Checkpoint, open_checkpoint
+from .checkpoint.architecture import objective
 from .checkpoint.targets import LazyCoded, Target
 from .checkpoint.targets import target as target_named
 from .codecs import Coded
 from .errors import StateError, SupremumError
+from .gather import work_folder
 from .measure import samples
-from .measure.answers import objective
+from .plain import plain
 from .planning import Menu
-from .progress import phase
-from .report import Document, read_document
+from .progress import note, phase
+from .report import FILE, Document, read_document
 from .runtime.verify import verify
 from .solve.cancellation import nearest
 from .stats.streaming import BlockStream, orientation
 from .text import fast_dtype
-from .workspace import Workspace, plain
+from .workspace import Workspace, write_atomic
+
+CONVERTED = "converted.json"  # in the folder of a conversion: its inputs, command and proof
 
 
 def check_output(folder: Path, checkpoint: Checkpoint) -> None:
-    """Refuse an output that would overwrite the input or a stranger's folder."""
+    """Refuse an output that would overwrite the input, a stranger's folder, or the folder that the command runs in."""
     here, source = folder.resolve(), Path(checkpoint.path).resolve()
+    if here in (Path.cwd(), *Path.cwd().parents):
+        raise SupremumError(f"{folder}: the output folder is replaced as a whole, and the command runs inside it.",
+                            "Name a new folder, such as --out small.")
     if here in (source, source.parent if source.is_file() else source) or here in source.parents:
         raise SupremumError(f"{folder}: holds the model that is read.", "Choose another --out.")
-    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / "supremum.json").exists())):
+    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not is_ours(folder))):
         raise SupremumError(f"{folder}: exists and is no Supremum output.", "Choose another --out, or remove it.")
 
 
+def is_ours(folder: Path) -> bool:
+    """Whether a result of `optimize` or `convert` stands there."""
+    return any((folder / name).is_file() for name in (FILE, CONVERTED))
+
+
+def check_replaced(folder: Path, inputs: dict[str, Any]) -> None:
+    """Refuse to replace a result of other inputs. A run that was allowed to, and was interrupted, may go on."""
+    with contextlib.suppress(OSError, ValueError):
+        if json.loads((work_folder(folder) / "state.json").read_text()) == plain(inputs):
+            return
+    if is_ours(folder):
+        command = ""
+        with contextlib.suppress(StateError, OSError, ValueError, KeyError, TypeError):
+            made = json.loads((folder / CONVERTED).read_text()) if (folder / CONVERTED).exists() else read_document(folder)
+            command = f", made by `{made['command']}`"
+        raise SupremumError(f"{folder}: holds another result{command}.", "--fresh replaces it; or choose another --out.")
+
+
 def finished(folder: Path, inputs: dict[str, Any]) -> Document | None:
-    """The document of an earlier run with the same inputs, if it stands there."""
+    """The document of an earlier run with the same inputs, if it stands there. What that run left of its state when it was
+    killed at its very end goes, unless it is in use."""
     try:
         document = read_document(folder)
     except (StateError, OSError):
         return None
     state: Any = document["inputs"]
-    return document if state.get("state") == plain(inputs) else None
+    if state.get("state") != plain(inputs):
+        return None
+    if (work := work_folder(folder)).exists():
+        with contextlib.suppress(StateError):  # another's folder, other inputs, or a run that holds it
+            Workspace(work, inputs).discard()
+    return document
 
 
 def rehearse(checkpoint: Checkpoint, kind: Any, menu: Menu, workspace: Workspace) -> None:
     """Before the long work: one layer (and what is tied to it) by nearest rounding through export and the stock runtime."""
-    def rehearse() -> dict[str, Any]:
+    def proof() -> dict[str, Any]:
         name, names = next((name, names) for name, names in menu.codecs.items() if names)
         group = next((tie for tie in menu.ties if name in tie), [name])
         turned = {tensor: swap for tensor, (_, swap) in orientation(BlockStream(checkpoint, dtype=torch.float32)).items()}
@@ -67,7 +101,7 @@ def rehearse(checkpoint: Checkpoint, kind: Any, menu: Menu, workspace: Workspace
             shutil.rmtree(folder, ignore_errors=True)
 
     with phase("rehearse export and reload"):
-        workspace.json("rehearsal.json", rehearse)
+        workspace.json("rehearsal.json", proof)
 
 
 def write(checkpoint: Checkpoint, kind: Target, coded: LazyCoded, folder: Path) -> Path:
@@ -88,7 +122,7 @@ def show_samples(checkpoint: Checkpoint, written: Path) -> list[dict[str, Any]]:
     do not fit the memory twice."""
     one = checkpoint.skeleton()
     parameters = sum(p.numel() for p in one.parameters())
-    if objective(one) != "next" or 8 * parameters > psutil.virtual_memory().available:
+    if objective(type(one).__name__) != "next" or 8 * parameters > psutil.virtual_memory().available:
         return []
     with phase("write samples"):
         dtype = fast_dtype()
@@ -98,25 +132,59 @@ def show_samples(checkpoint: Checkpoint, written: Path) -> list[dict[str, Any]]:
 
 def move_into_place(staging: Path, folder: Path) -> None:
     """Replace `folder` by `staging` with two renames; the old one goes when the new one stands."""
+    folder = folder.resolve()
     old = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
     if folder.exists():
         os.replace(folder, old)
-    os.replace(staging, folder)
+    try:
+        os.replace(staging, folder)
+    except OSError:
+        if old.exists():
+            os.replace(old, folder)
+        raise
     shutil.rmtree(old, ignore_errors=True)
 
 
-def convert(model: str | Path, target: str, out: str | Path) -> Path:
-    """The same weights in another target's files; nothing is lost that the target can hold. Returns the written path."""
+def convert(model: str | Path, target: str, out: str | Path, *, fresh: bool = False) -> Path:
+    """The same weights in another target's files, proved in its runtime; returns what the runtime opens.
+
+    Floats keep their type, compressed weights become 16-bit floats; a GGUF's tensors stay as they are in GGUF. Nothing is
+    done where the same conversion stands; fresh: do it again, or replace another result. Raises SupremumError for what the
+    user can mend.
+    """
     checkpoint, kind, folder = open_checkpoint(model), target_named(target), Path(out)
     check_output(folder, checkpoint)
-    staging = folder.with_name(f".{folder.name}.part")
+    inputs = {"supremum": __version__, "model": checkpoint.fingerprint, "target": target}
+    if not fresh and (file := _converted(folder, inputs)):
+        note(f"{folder}: is finished with the same inputs; --fresh runs it again.")
+        return file
+    if not fresh:
+        check_replaced(folder, inputs)
+    staging = folder.resolve().with_name(f".{folder.resolve().name}.part")
     shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
     try:
-        written = kind.write(checkpoint, {}, staging)
+        staging.mkdir(parents=True)
+        with phase("write"):
+            written = kind.write(checkpoint, {}, staging)
+        with phase("prove in the stock runtime"):
+            proof = verify(written, kind)
+        file = written.relative_to(staging)
+        command = shlex.join(["supremum", "convert", str(model), "--target", target, "--out", str(out)])
+        done = {"inputs": inputs, "command": command, "file": str(file), "proof": proof.asdict()}
+        write_atomic(staging / CONVERTED, json.dumps(plain(done), indent=1).encode())
         move_into_place(staging, folder)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    return folder / written.relative_to(staging)
+    return folder / file
+
+
+def _converted(folder: Path, inputs: dict[str, Any]) -> Path | None:
+    """What the runtime opens, if the same conversion stands in `folder`."""
+    try:
+        found = json.loads((folder / CONVERTED).read_text())
+        file = folder / str(found["file"])
+        return file if found["inputs"] == inputs and file.exists() else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

@@ -20,7 +20,7 @@ from .checkpoint.targets import target as target_named
 from .gather import HELD_OUT_TOKENS, TOKENS, Gathered, compute_dtype, gather, gather_fisher, solve_candidates, work_folder
 from .limits import LayerSpectrum, Limits, limits
 from .measure.streamed import final_hidden
-from .output import check_output, convert, finished, move_into_place, rehearse, show_samples, write
+from .output import check_output, check_replaced, convert, finished, move_into_place, rehearse, show_samples, write
 from .planning import block_rate, menu_of, prices, units_of
 from .preflight import preflight
 from .progress import forget_timings, keep_timings, note, phase
@@ -29,6 +29,8 @@ from .report import Document, write_report
 from .report.assemble import assemble
 from .runtime.verify import verify
 from .stats.streaming import BlockStream, orientation
+from .text.generate import check_writes
+from .text.sources import files_of
 from .workspace import Workspace
 
 
@@ -53,8 +55,11 @@ def optimize(model: str | Path, budget: Budget, *, target: str = "gguf", text: l
     kind = target_named(target)
     folder = Path(out)
     check_output(folder, checkpoint)
+    if not text:
+        check_writes(checkpoint)
     forget_timings()
-    options = {"target": target, "tokens": tokens, "keep": sorted(keep or []), "only": sorted(only or []), "dtype": dtype}
+    options: dict[str, Any] = {"target": target, "tokens": tokens, "keep": sorted(keep or []), "only": sorted(only or []),
+                               "dtype": dtype}
     inputs = {"supremum": __version__, "torch": torch.__version__.split("+")[0], "threads": torch.get_num_threads(),
               "model": checkpoint.fingerprint, "text": [_text_state(source) for source in text or []], "seed": seed,
               "options": options}
@@ -62,10 +67,12 @@ def optimize(model: str | Path, budget: Budget, *, target: str = "gguf", text: l
     if not fresh and (done := finished(folder, state)):
         note(f"{folder}: is finished with the same inputs; --fresh runs it again.")
         return Result(folder, done)
+    if not fresh:
+        check_replaced(folder, state)
     with phase("check what is needed"):
         stream = BlockStream(checkpoint, dtype=compute_dtype(dtype))
         shapes = {name: shape for name, (shape, _) in orientation(stream).items()}
-        menu = menu_of(kind, checkpoint, shapes, keep or [], only)
+        menu = menu_of(kind, checkpoint, shapes, options["keep"], options["only"])
         preflight(checkpoint, kind, budget, folder, menu, shapes, stream.tables(),
                   tokens=(tokens or TOKENS) + HELD_OUT_TOKENS, blocks=len(stream.blocks), item=stream.dtype.itemsize)
     workspace = Workspace(work_folder(folder), inputs, fresh=fresh)
@@ -116,8 +123,9 @@ def measure_limits(model: str | Path, *, text: list[str] | None = None, tokens: 
 
 
 def _text_state(source: str) -> list[Any]:
-    path = Path(source)
-    return [source, path.stat().st_size, path.stat().st_mtime_ns] if path.is_file() else [source]
+    """What tells whether the text changed: the path, the size and the time of each file that is read."""
+    states = [(path, path.stat()) for path in files_of(source)]
+    return [source, *([str(path), state.st_size, state.st_mtime_ns] for path, state in states)]
 
 
 def _command(model: str | Path, folder: Path, budget: Budget, options: dict[str, Any], text: list[str], seed: int) -> str:
@@ -125,9 +133,11 @@ def _command(model: str | Path, folder: Path, budget: Budget, options: dict[str,
     for flag, value in (asdict(budget) | {"tokens": options["tokens"]}).items():
         if value is not None:
             words += [f"--{flag.replace('_', '-')}", str(value)]
-    for name, values in (("--text", text), ("--keep", options["keep"])):
+    for name, values in (("--text", text), ("--keep", options["keep"]), ("--only", options["only"])):
         for value in values:
             words += [name, value]
+    if options["dtype"] != "auto":
+        words += ["--dtype", options["dtype"]]
     words += ["--target", options["target"], "--seed", str(seed), "--out", str(folder)]
     return shlex.join(words)
 

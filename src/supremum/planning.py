@@ -10,17 +10,9 @@ from typing import Any
 from . import codecs
 from .allocate import Budget, Option, Unit, choose
 from .checkpoint import Checkpoint
-from .errors import BudgetError
+from .errors import BudgetError, SupremumError
 from .gather import Gathered, price
 from .sizes import format_size
-
-# What allocation chooses from. A target can hold more (`Target.codecs`); these are the ones worth their solving time.
-MENUS = {
-    "gguf": ("Q2_K", "Q3_K", "MXFP4", "IQ4_XS", "IQ4_NL", "Q5_0", "Q5_K", "Q5_1", "Q6_K", "Q8_0"),
-    "compressed-tensors": ("int2-g64", "int3-g64", "int4-g64", "int5-g64", "int6-g64", "int8-g64",
-                           "int2-g32", "int3-g32", "int4-g32", "int5-g32", "int6-g32", "int8-g32",
-                           "int4-channel", "int8-channel"),
-}
 
 
 @dataclass(frozen=True)
@@ -32,18 +24,24 @@ class Menu:
 
 
 def menu_of(target: Any, checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, int]], keep: Sequence[str],
-            only: Sequence[str] | None = None) -> Menu:
+            only: Sequence[str] = ()) -> Menu:
     """What each tensor may become. keep: parts of names that stay as they are. only: these codecs instead of the menu.
 
-    Of the integer codecs one group size is taken: 64, or the next that divides the row.
+    Of the integer codecs one group size is taken: 64, or the next that divides the row. Raises SupremumError for a name
+    in `only` that the target cannot hold.
     """
+    held = {name: target.codecs(checkpoint, name, shape) for name, shape in shapes.items()}
+    valid = sorted({codec for names in held.values() for codec in names})
+    unknown = [codec for codec in only if codec not in valid]
+    if unknown:
+        raise SupremumError(f"The {target.name} target has no format {unknown[0]} for this model.",
+                            f"Choose among: {', '.join(valid)}.")
     chosen: dict[str, list[str]] = {}
-    for name, shape in shapes.items():
-        possible = target.codecs(checkpoint, name, shape)
-        wanted = only or MENUS[target.name]
+    for name, possible in held.items():
+        wanted = only or target.menu
         names = [] if any(part in name for part in keep) else [n for n in wanted if n in possible]
         for group in ("-g64", "-g32"):
-            if only is None and any(n.endswith(group) for n in names):
+            if not only and any(n.endswith(group) for n in names):
                 names = [n for n in names if n.endswith(group)]
         chosen[name] = names
     ties = [[name for name in tie if chosen.get(name)] for tie in target.ties(checkpoint)]

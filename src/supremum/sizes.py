@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 
+UNKNOWN = "n/a"
 UNITS = {"": 1, "B": 1,
          "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
          "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
@@ -41,3 +43,15 @@ def format_size(size: float) -> str:
             break
     digits = 2 if size < 9.995 else 1 if size < 99.95 else 0
     return f"{size:.{digits}f} {unit}"
+
+
+def figure(value: float | None, digits: int = 3) -> str:
+    """`value` with `digits` significant figures and no needless exponent."""
+    if value is None or not math.isfinite(value):
+        return UNKNOWN
+    if value == 0:
+        return "0"
+    magnitude = math.floor(math.log10(abs(value)))
+    if magnitude < -4 or magnitude >= 15:
+        return f"{value:.{digits - 1}e}"
+    return f"{value:,.{max(0, digits - 1 - magnitude)}f}"

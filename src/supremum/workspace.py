@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .errors import StateError, SupremumError
+from .plain import plain
 
 T = TypeVar("T")
 LEFTOVERS = (".*.part", ".tmp*")  # of killed writes: ours, and those of safetensors inside ours
@@ -61,12 +62,6 @@ def _disk_full(error: Exception) -> bool:
     """Whether no space or no quota is left; safetensors gives the number in words only."""
     full = errno.ENOSPC, errno.EDQUOT
     return getattr(error, "errno", None) in full or any(f"(os error {number})" in str(error) for number in full)
-
-
-def plain(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """As JSON holds it, so that states can be compared."""
-    state: dict[str, Any] = json.loads(json.dumps(dict(inputs), sort_keys=True, default=str))
-    return state
 
 
 class Workspace:
@@ -170,7 +165,9 @@ class Workspace:
         self._lock.close()
 
     def discard(self) -> None:
-        """Remove the folder: the run is finished and its output is in place."""
+        """Remove the folder: the run is finished and its output is in place. state.json goes after the steps."""
+        for item in [item for item in self.folder.iterdir() if item.name not in ("lock", "state.json")]:
+            shutil.rmtree(item, ignore_errors=True) if item.is_dir() else item.unlink(missing_ok=True)
         shutil.rmtree(self.folder, ignore_errors=True)
         self.close()
 

@@ -61,6 +61,26 @@ def test_help_shows_examples_and_they_parse(verb: str, engine: Any) -> None:
         assert CliRunner().invoke(app, words).exit_code != 2, f"wrong usage in the example: {example}"
 
 
+def test_help_names_the_defaults_that_the_engine_has() -> None:
+    from supremum.gather import TOKENS
+    for verb in ("optimize", "limit"):
+        shown = ANSI.sub("", CliRunner().invoke(app, [verb, "--help"]).stdout)
+        shown = " ".join(word for word in shown.split() if word.isascii())  # without the box around it
+        assert f"Calibration tokens; {TOKENS} unless given." in shown
+
+
+def test_help_names_every_target() -> None:
+    from supremum.checkpoint import targets
+    shown = ANSI.sub("", CliRunner().invoke(app, ["optimize", "--help"]).stdout)
+    shown = " ".join(word for word in shown.split() if word.isascii())
+    assert f"reads it: {', '.join(targets.names())}." in shown
+
+
+def test_evaluate_needs_no_text(tiny_model: Any) -> None:
+    result = CliRunner().invoke(app, ["evaluate", str(tiny_model("llama")), "--tokens", "128", "--length", "64", "--json"])
+    assert result.exit_code == 0 and json.loads(result.stdout)["quality"]["tokens"] == 126
+
+
 def test_help_is_fast_and_does_not_import_torch() -> None:
     code = "import sys; from supremum.cli import app; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
@@ -85,11 +105,12 @@ def test_wrong_usage_exits_with_2_and_says_why(words: list[str], engine: Any) ->
 
 def test_the_budget_reaches_the_engine_in_bytes(engine: Any) -> None:
     CliRunner().invoke(app, ["optimize", "models/llama", "--size", "60MB", "--max-kl", "0.05", "--keep", "head",
-                             "--keep", "embed", "--fresh", "--seed", "7", "--text", "a.txt", "--dtype", "float32"])
+                             "--keep", "embed", "--only", "Q4_0", "--fresh", "--seed", "7", "--text", "a.txt",
+                             "--dtype", "float32"])
     (model, budget), options = engine.seen["optimize"]
     assert model == "models/llama" and budget == {"size": 60_000_000, "bits": None, "max_kl": 0.05}
     assert options == {"target": "gguf", "text": ["a.txt"], "tokens": None, "out": Path("llama-supremum"),
-                       "keep": ["head", "embed"], "fresh": True, "seed": 7, "dtype": "float32"}
+                       "keep": ["head", "embed"], "only": ["Q4_0"], "fresh": True, "seed": 7, "dtype": "float32"}
 
 
 def test_a_failure_is_one_line_with_its_remedy_and_exit_1(engine: Any) -> None:
@@ -181,6 +202,8 @@ def test_a_finished_run_can_be_reported_again(tmp_path: Path, monkeypatch: pytes
     assert result.exit_code == 0 and "0.0654" in result.stdout
     assert {"report.html", "README.md", "supremum.json"} == {path.name for path in tmp_path.iterdir()}
     assert json.loads(CliRunner().invoke(app, ["report", str(tmp_path), "--json"]).stdout) == build()
+    result = CliRunner().invoke(app, ["report", str(tmp_path / "supremum.json")])
+    assert result.exit_code == 0 and str(tmp_path / "report.html") in result.stdout
     result = CliRunner().invoke(app, ["report", str(tmp_path / "nothing")])
     assert result.exit_code == 1 and "holds no supremum.json" in result.stderr
 

@@ -17,7 +17,7 @@ from supremum.limits.entropy import TensorEntropy, summarise
 from supremum.limits.hardware import Machine, Peak, Read
 from supremum.limits.information import Curve, LayerSpectrum
 from supremum.limits.topology import Cache
-from supremum.limits.values import plain
+from supremum.plain import plain
 
 MACHINE = Machine(
     "cpu", "a test machine", 2, 10**9, (Cache(2, 2**20, 1, "measured"), Cache(3, 2**25, 2, "estimate")),

@@ -16,7 +16,8 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
 
 from supremum.checkpoint import open_checkpoint
 from supremum.errors import SupremumError
-from supremum.measure import Answers, EncoderQuality, evaluate, evaluate_files, quality_of, render, scores
+from supremum.measure import EncoderQuality, evaluate, evaluate_files, render, scores
+from supremum.measure.answers import Answers
 
 WINDOWS = torch.randint(2, 384, (4, 40), generator=torch.Generator().manual_seed(0))
 
@@ -100,25 +101,12 @@ def test_without_a_reference_there_is_perplexity_alone(tiny_model):
     assert (beside.kl_mean, beside.kl_max, beside.same_top, beside.excess_nll) == (0, 0, 1, 0)
 
 
-def test_answers_kept_are_answers_computed_again(tiny_model, tmp_path):
-    folder = tiny_model("llama")
-    reference = open_checkpoint(folder).model(torch.float32)
-    candidate = open_checkpoint(disturbed(folder, tmp_path / "other")).model(torch.float32)
-    kept = Answers(reference, WINDOWS, keep=True)
-    first = quality_of(Answers(candidate, WINDOWS), kept)
-    assert len(kept.hidden) == 4 and kept.hidden[0].shape == (40, 64)
-    assert kept.window(1)(slice(3, 5)).shape == (2, 384)  # outside of inference mode, too
-    reference.forward = None  # the reference is not run again
-    assert quality_of(Answers(candidate, WINDOWS), kept) == first
-
-
 def test_logits_that_are_capped_are_not_mistaken_for_the_heads(tiny_model):
     """Gemma caps its logits after the head: hidden states and head alone would give others."""
     model = open_checkpoint(tiny_model("gemma3", final_logit_softcapping=0.3)).model(torch.float32)
-    answers = Answers(model, WINDOWS, keep=True)
+    answers = Answers(model, WINDOWS)
     with torch.inference_mode():
         torch.testing.assert_close(answers.window(0)(slice(5, 9)), model(WINDOWS[:1]).logits[0, 5:9])
-    assert not answers.hidden
 
 
 def test_blocks_of_positions_do_not_change_the_figures(tiny_model, tmp_path, monkeypatch):

@@ -91,7 +91,6 @@ def _frontier(bits: float, size: int) -> list[dict[str, Any]]:
         points.append({"bits": rate, "bytes": int(13.3e6 * rate + 18e6), "kl": 4.3 * 4 ** (-rate + 1.22),
                        "kind": "measured", "label": "plan, measured"})
     points.append({"bits": bits, "bytes": size, "kl": 0.0654, "kind": "measured", "label": "this file"})
-    points.append({"bits": 4.5, "bytes": 77_800_000, "kl": 0.291, "kind": "baseline", "label": "Q4_0, nearest"})
     return points
 
 

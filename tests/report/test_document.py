@@ -10,8 +10,8 @@ import pytest
 from report_sample import build
 
 from supremum.errors import StateError
+from supremum.plain import plain
 from supremum.report import SCHEMA, encode, read_document, validate
-from supremum.report.document import plain
 
 
 def test_round_trip_through_the_disk(tmp_path: Path) -> None:

@@ -189,6 +189,18 @@ def test_the_card_tells_how_to_run_it_and_escapes_what_it_quotes() -> None:
     assert "<" not in re.sub(r"```.*?```|`[^`]*`", "", body, flags=re.DOTALL)
     assert [line for line in body.splitlines() if line.startswith("## ")] == [
         line for line in text.splitlines() if line.startswith("## ")]
+
+
+@pytest.mark.parametrize(("architecture", "codecs", "loader", "vllm"), [
+    ("LlamaForCausalLM", ["int4-g64", "int8-channel", "as it is"], "AutoModelForCausalLM", True),
+    ("LlamaForCausalLM", ["int4-g64", "int3-g64"], "AutoModelForCausalLM", False),
+    ("BertForMaskedLM", ["int4-g64"], "AutoModelForMaskedLM", False),
+    ("BertModel", ["int8-g32"], "AutoModel", False),
+])
+def test_the_card_of_compressed_tensors_names_only_what_runs_it(architecture, codecs, loader, vllm) -> None:
     document = build()
-    document["result"]["target"] = "compressed-tensors"
-    assert "AutoModelForCausalLM" in card(document) and "vllm serve" in card(document)
+    document["inputs"]["architecture"] = architecture
+    document["result"].update(target="compressed-tensors", file=".")
+    document["plan"] = [{**document["plan"][0], "codec": codec} for codec in codecs]
+    assert f'model = {loader}.from_pretrained(".")' in card(document)
+    assert ("vllm serve ." in card(document)) == vllm

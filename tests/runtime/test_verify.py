@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 
 import pytest
@@ -14,7 +15,7 @@ from supremum.checkpoint.gguf_layout import Layout
 from supremum.checkpoint.targets import target
 from supremum.errors import SupremumError
 from supremum.runtime import load, names
-from supremum.runtime.verify import FLOOR, compare, verify
+from supremum.runtime.verify import compare, verify
 from supremum.solve import nearest
 
 from ..conftest import DECODERS
@@ -131,6 +132,11 @@ def test_failures_name_their_cause(tiny_model, tmp_path):
     assert names() == ["llama_cpp", "transformers"]
 
 
+def test_a_system_without_affinities_proves_too(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)  # macOS
+    assert verify(CT.write(open_checkpoint(tiny_model("llama")), {}, tmp_path), CT).threads == os.cpu_count()
+
+
 def test_compare_is_kl_and_pooling_lowers_it():
     generator = torch.Generator().manual_seed(0)
     p, q = (torch.randn(5, 40, generator=generator, dtype=torch.float64).log_softmax(-1) for _ in range(2))
@@ -144,4 +150,3 @@ def test_compare_is_kl_and_pooling_lowers_it():
     pooled = compare(p, ids, values)[0]
     assert (pooled <= expected + 1e-12).all() and (pooled > 0).all()
     assert compare(p, every, p)[0].abs().max() < 1e-12 and compare(p, every, p)[3] == 1
-    assert FLOOR.keys() == set(names())

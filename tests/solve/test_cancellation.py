@@ -18,7 +18,7 @@ from supremum.solve.scales import search
 
 from . import reference
 
-SOME = ("int2-g32", "int3a-g32", "int4-g64", "int4a-channel", "int8-channel", "Q4_1", "Q8_0", "IQ4_NL", "MXFP4", "Q3_K",
+SOME = ("int2-g32", "int3-g32", "int4-g64", "int4-channel", "int8-channel", "Q4_1", "Q8_0", "IQ4_NL", "MXFP4", "Q3_K",
         "Q4_K", "IQ4_XS")  # every kind: uniform and not, with offset and without, alone and in super-blocks
 
 

@@ -1,4 +1,4 @@
-"""Candidates: kept as they would be written, solved once, read back the same; the K-FAC price by its definition."""
+"""Candidates: kept as they would be written, solved once, read back the same."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from supremum import codecs
 from supremum.solve import Metric, nearest, solve
-from supremum.solve.candidates import Candidates, kronecker, load_coded, save_coded
+from supremum.solve.candidates import Candidates, load_coded, save_coded
 from supremum.workspace import Workspace
 
 from . import reference
@@ -93,15 +93,3 @@ def test_every_codec_can_be_kept(name: str, tmp_path: Path) -> None:
     for key, value in coded.items():
         back = load_coded(workspace, "x.safetensors", key, name, value.shape)
         assert torch.equal(back.decode(), value.decode()) and back.nbytes == value.nbytes == codec.nbytes(value.shape)
-
-
-def test_kronecker_is_the_quadratic_form_of_the_kronecker_product() -> None:
-    draw = torch.Generator().manual_seed(0)
-    change_OI, moment_II = torch.randn(3, 4, generator=draw), reference.moment(4)
-    root = torch.randn(3, 3, generator=draw)
-    fisher_OO = root @ root.T
-    flat = change_OI.T.reshape(-1).double()  # column by column: vec(dW)
-    expected = 0.5 * flat @ torch.kron(moment_II, fisher_OO).double() @ flat
-    assert kronecker(change_OI, moment_II, fisher_OO) == pytest.approx(float(expected), rel=1e-5)
-    diagonal = 0.5 * flat @ torch.kron(moment_II, fisher_OO.diagonal().diag()).double() @ flat
-    assert kronecker(change_OI, moment_II, fisher_OO.diagonal()) == pytest.approx(float(diagonal), rel=1e-5)

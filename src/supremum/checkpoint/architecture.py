@@ -26,6 +26,8 @@ from ..errors import CheckpointError
 # Buffers that older versions of Transformers stored; they are computed from the config today.
 COMPUTED = re.compile(r"(^|\.)(rotary_emb\.inv_freq|position_ids|token_type_ids|attn\.(masked_)?bias)$")
 HEADS = re.compile(r"(ForPreTraining|ForMaskedLM|ForCausalLM|LMHeadModel|(?<!PreTrained)Model)$")
+AUTO_CLASSES = {"ForCausalLM": "AutoModelForCausalLM", "LMHeadModel": "AutoModelForCausalLM",
+                "ForMaskedLM": "AutoModelForMaskedLM", "ForPreTraining": "AutoModelForPreTraining", "Model": "AutoModel"}
 COUNTS = {"num_labels": 1 << 16, "num_experts": 1 << 12, "num_local_experts": 1 << 12, "num_hidden_groups": 1 << 12}
 LAYERS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers")
 SIZES = (
@@ -75,6 +77,19 @@ def model_class(config: PretrainedConfig, path: Path) -> type[PreTrainedModel]:
             "Repair config.json.",
         )
     return found
+
+
+def objective(name: str) -> str:
+    """What a model class of this name predicts: "next" token, "every" token (a masked-language head), or "none" (hidden
+    states only)."""
+    if name.endswith(("ForMaskedLM", "ForPreTraining")):
+        return "every"
+    return "next" if name.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")) else "none"
+
+
+def auto_class(name: str) -> str:
+    """The name in Transformers that users load a model class of this name by; its own where there is none of that kind."""
+    return next((auto for end, auto in AUTO_CLASSES.items() if name.endswith(end)), name)
 
 
 def check_sizes(settings: Mapping[str, Any], path: Path, tensors: int) -> None:

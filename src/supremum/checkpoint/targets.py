@@ -1,13 +1,13 @@
 """Targets: the formats that stock runtimes open, and what each of them can hold.
 
 A target answers three questions before any work is done: which codecs its runtime can run for a tensor, which tensors
-must share one codec, and how many bytes a plan will take on disk, exactly. Then it writes the files. A new target is
-one file and one line in `_factories`.
+must share one codec, and how many bytes a plan will take on disk, exactly. Then it writes the files and says how to run
+them. A new target is one file and its entry in `_factories`. Importing this module loads no library.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -23,6 +23,7 @@ class Target(Protocol):
 
     name: str  # "gguf", "compressed-tensors"
     runtime: str  # the engine in supremum.runtime that proves the result: "llama_cpp", "transformers"
+    menu: tuple[str, ...]  # codecs that allocation chooses from: of all it can hold, those worth their solving time
 
     def codecs(self, checkpoint: Any, name: str, shape_OI: tuple[int, int]) -> list[str]:
         """Names of the codecs that the runtime can run for this tensor; empty if it must stay as it is.
@@ -35,6 +36,10 @@ class Target(Protocol):
 
     def size(self, checkpoint: Any, plan: Mapping[str, str]) -> int:
         """Exact bytes of all files that `write` would make under this plan (tensor name -> codec name)."""
+
+    def how_to_run(self, architecture: str, codecs: Collection[str], file: str) -> str:
+        """Markdown: the commands that run a result. `architecture`: its Transformers class; `codecs`: those of its plan;
+        `file`: what the runtime opens, relative to the folder, safe within a code block."""
 
     def write(self, checkpoint: Any, coded: Mapping[str, Coded], folder: Path) -> Path:
         """Write the files into `folder`; tensors that are not in `coded` stay as they are.

@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -30,12 +30,14 @@ from .. import codecs
 from ..codecs import Coded
 from ..errors import CheckpointError
 from ..workspace import write_atomic
+from .architecture import auto_class, objective
 from .hf import INDEX, SINGLE, tokenizer_files
 from .safetensors_file import DTYPES
 from .targets import plan_of
 from .write_safetensors import SafetensorsWriter, Spec, measure
 
 CODEC = re.compile(r"int(\d)-(?:g(\d+)|channel)")
+VLLM = re.compile(r"int[48]-(?:g\d+|channel)")  # what vLLM's kernels run
 VERSION = "0.20.0"  # of the layout, as compressed-tensors names it
 SHARD = 5_000_000_000  # bytes
 FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("query", "key", "value"),
@@ -75,6 +77,10 @@ class CompressedTensorsTarget:
 
     name = "compressed-tensors"
     runtime = "transformers"
+    menu: tuple[str, ...] = (
+        "int2-g64", "int3-g64", "int4-g64", "int5-g64", "int6-g64", "int8-g64",
+        "int2-g32", "int3-g32", "int4-g32", "int5-g32", "int6-g32", "int8-g32", "int4-channel", "int8-channel",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self._prepared: WeakKeyDictionary[Any, Prepared] = WeakKeyDictionary()
@@ -110,6 +116,19 @@ class CompressedTensorsTarget:
         shards = self._shards(checkpoint, plan)
         small = self._small_files(checkpoint, plan, shards)
         return sum(map(len, small.values())) + sum(measure(_flat(shard)) for shard in shards.values())
+
+    def how_to_run(self, architecture: str, codecs: Collection[str], file: str) -> str:
+        """Transformers; vLLM too for a decoder whose codecs its kernels run."""
+        loader = auto_class(architecture)
+        run = f"""```python
+# pip install transformers compressed-tensors
+from transformers import AutoTokenizer, {loader}
+model = {loader}.from_pretrained("{file}")
+tokenizer = AutoTokenizer.from_pretrained("{file}")
+```"""
+        if objective(architecture) == "next" and all(VLLM.fullmatch(codec) for codec in codecs):
+            run += f"\n\nvLLM reads the same folder: `vllm serve {file}`"
+        return run
 
     def write(self, checkpoint: Any, coded: Mapping[str, Coded], folder: Path) -> Path:
         """The folder's files, each whole or not there; config.json last. One tensor is in memory at a time.

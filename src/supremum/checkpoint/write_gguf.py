@@ -15,7 +15,7 @@ import re
 import struct
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -139,6 +139,7 @@ class GGUFTarget:
 
     name = "gguf"
     runtime = "llama_cpp"
+    menu: tuple[str, ...] = ("Q2_K", "Q3_K", "MXFP4", "IQ4_XS", "IQ4_NL", "Q5_0", "Q5_K", "Q5_1", "Q6_K", "Q8_0")
 
     def __init__(self) -> None:
         self._prepared: WeakKeyDictionary[Any, Prepared] = WeakKeyDictionary()
@@ -163,6 +164,13 @@ class GGUFTarget:
         """Bytes of the file; the first call for a checkpoint builds the header once."""
         prepared = self._prepare(checkpoint)
         return prepared.header + sum(_padded(e.nbytes) for e in prepared.plan(plan))
+
+    def how_to_run(self, architecture: str, codecs: Collection[str], file: str) -> str:
+        """llama.cpp's own programs."""
+        return f"""```sh
+llama-cli -m {file} -cnv                 # llama.cpp
+llama-server -m {file}                   # OpenAI-compatible endpoint
+```"""
 
     def write(self, checkpoint: Any, coded: Mapping[str, Coded], folder: Path) -> Path:
         """`folder`/model.gguf, whole or not there. One tensor is in memory at a time.

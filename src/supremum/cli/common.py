@@ -16,8 +16,9 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from ..checkpoint import targets
 from ..errors import SupremumError
-from ..report.document import plain
+from ..plain import plain
 from ..report.words import one_line
 from ..sizes import parse_size
 
@@ -26,13 +27,6 @@ KEPT = "Finished steps are kept; the same command (without --fresh) resumes."
 
 Document = Mapping[str, Any]
 Result = tuple[Document, Callable[[], Any]]  # what --json prints, and what prints the same for a person
-
-
-class TargetName(str, Enum):
-    """Runtimes that results are written for."""
-
-    gguf = "gguf"
-    compressed_tensors = "compressed-tensors"
 
 
 class Precision(str, Enum):
@@ -51,11 +45,22 @@ def size_option(text: str) -> int:
         raise typer.BadParameter(str(error)) from error
 
 
+def target_option(text: str) -> str:
+    """The name of a target; another is wrong usage (exit 2)."""
+    if text not in targets.names():
+        raise typer.BadParameter(f"{text!r} is not one of {', '.join(targets.names())}")
+    return text
+
+
 Model = Annotated[str, typer.Argument(
     metavar="MODEL", help="A Hugging Face folder or hub id, a .gguf file, a Supremum output folder, or `demo`.")]
 Text = Annotated[list[str] | None, typer.Option(
-    "--text", metavar="SOURCE", help="Text file (.txt, .jsonl, .parquet) or hub dataset id; repeatable. "
+    "--text", metavar="SOURCE", help="Text file (.txt, .md, .jsonl, .json, .parquet), folder of such files, or hub "
+                                     "dataset id; repeatable. "
                                      "Without it the model writes its own text.")]
+Target = Annotated[str, typer.Option(
+    "--target", parser=target_option, metavar="TARGET",
+    help=f"Format and the runtime that reads it: {', '.join(targets.names())}.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random; same inputs, same bytes.")]
 Dtype = Annotated[Precision, typer.Option("--dtype", help="Number type of the forward passes.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]

@@ -1,4 +1,4 @@
-"""`supremum convert`: the same weights in another runtime's format."""
+"""`supremum convert`: the same weights for another runtime, without compressing them."""
 
 from __future__ import annotations
 
@@ -7,26 +7,28 @@ from typing import Annotated
 
 import typer
 
-from .common import Debug, Json, Result, TargetName, verb
+from .common import Debug, Json, Result, Target, verb
 
 
 @verb("""
-    supremum convert small --target gguf --out small-gguf
+    supremum convert small --target compressed-tensors --out floats
     supremum convert models/llama --target gguf --out llama-gguf
 """)
 def convert(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A model folder, hub id, .gguf file or `demo`.")],
-    target: Annotated[TargetName, typer.Option("--target", help="Format and the runtime that reads it.")],
+    target: Target,
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Output folder.")],
+    fresh: Annotated[bool, typer.Option("--fresh", help="Replace another result, or convert again.")] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> Result:
-    """Write MODEL for another runtime, each tensor in the nearest format there that loses least.
+    """Write MODEL's weights for another runtime, and prove the result there.
 
-    To reach a budget use `supremum optimize`.
+    Floats keep their type, compressed weights become 16-bit floats; a GGUF's tensors stay as they are in GGUF.
+    To make a model smaller use `supremum optimize`.
     """
     from ..pipeline import convert as run
 
-    written = Path(run(model, target.value, out))
-    return ({"model": model, "target": target.value, "path": str(written)},
+    written = Path(run(model, target, out, fresh=fresh))
+    return ({"model": model, "target": target, "path": str(written)},
             lambda: print(f"Written: {written}"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import os
 import platform
@@ -10,6 +9,7 @@ import shutil
 from typing import Any
 
 from ..sizes import format_size
+from ..versions import version_of
 from .common import Debug, Json, Result, verb
 
 # package, module, what it is for, the command that installs it
@@ -39,32 +39,25 @@ def examine() -> dict[str, Any]:
     import psutil
     import torch
 
+    from ..limits.topology import processor_name, usable_cores
+
     memory, disk = psutil.virtual_memory(), shutil.disk_usage(".")
     return {
         "python": platform.python_version(),
-        "libraries": {name: _version(name) for name in LIBRARIES},
+        "libraries": {name: version_of(name) for name in LIBRARIES},
         "machine": {
-            "os": platform.platform(), "cpu": cpu_name(), "cores": psutil.cpu_count(logical=False),
-            "threads": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+            "os": platform.platform(), "cpu": processor_name(), "cores": psutil.cpu_count(logical=False),
+            "threads": usable_cores(),
             "torch_threads": torch.get_num_threads(), "features": cpu_features(),
             "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
             "ram_bytes": memory.total, "ram_free_bytes": memory.available, "disk_free_bytes": disk.free,
         },
         "runtimes": [
             {"package": package, "installed": importlib.util.find_spec(module) is not None,
-             "version": _version(package), "purpose": purpose, "install": install}
+             "version": version_of(package), "purpose": purpose, "install": install}
             for package, module, purpose, install in RUNTIMES
         ],
     }
-
-
-def cpu_name() -> str:
-    """The processor's model name as the kernel gives it."""
-    with open("/proc/cpuinfo") if os.path.exists("/proc/cpuinfo") else open(os.devnull) as file:
-        for line in file:
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def cpu_features() -> list[str]:
@@ -76,13 +69,6 @@ def cpu_features() -> list[str]:
     with open("/proc/cpuinfo") as file:
         flags = {word for line in file if line.startswith(("flags", "Features")) for word in line.split()}
     return [name for name in wanted if name in flags]
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _show(document: dict[str, Any]) -> None:

@@ -10,8 +10,8 @@ from .common import Debug, Dtype, Json, Model, Precision, Result, Seed, Text, ve
 
 
 @verb("""
-    supremum evaluate demo --text held-out.txt
-    supremum evaluate small --reference models/llama --text held-out.txt
+    supremum evaluate small --reference demo
+    supremum evaluate smaller --reference models/llama --text held-out.txt
     supremum evaluate small/model.gguf --reference demo --text held-out.txt --tokens 16384 --json
 """)
 def evaluate(
@@ -28,10 +28,8 @@ def evaluate(
 ) -> Result:
     """Perplexity and, against --reference, KL (mean, median, 99th percentile) and same-top-token, with errors.
 
-    Use text that the model was not calibrated on.
+    Use text that the model was not calibrated on. Without --text the reference (or MODEL, without one) writes it.
     """
-    if not text:
-        raise typer.BadParameter("give text to score: --text FILE (text that the model was not calibrated on)")
     if tokens < length:
         raise typer.BadParameter(f"--tokens {tokens} is less than one window (--length {length})")
 

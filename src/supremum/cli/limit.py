@@ -17,7 +17,7 @@ from .common import Debug, Dtype, Json, Model, Precision, Result, Seed, Text, ve
 def limit(
     model: Model = "demo",
     text: Text = None,
-    tokens: Annotated[int | None, typer.Option("--tokens", min=256, help="Calibration tokens.")] = None,
+    tokens: Annotated[int | None, typer.Option("--tokens", min=256, help="Calibration tokens; 16384 unless given.")] = None,
     seed: Seed = 0,
     dtype: Dtype = Precision.auto,
     as_json: Json = False,

@@ -7,13 +7,14 @@ from typing import Annotated
 
 import typer
 
-from .common import Debug, Dtype, Json, Model, Precision, Result, Seed, TargetName, Text, size_option, verb
+from .common import Debug, Dtype, Json, Model, Precision, Result, Seed, Target, Text, size_option, verb
 
 
 @verb("""
-    supremum optimize demo --size 75MB --out demo
-    supremum optimize models/llama --bits 3.5 --text notes.txt --out small
+    supremum optimize demo --size 75MB --tokens 4096 --out small
+    supremum optimize models/llama --bits 3.5 --text notes.txt --out smaller
     supremum optimize models/llama --bits 3.5 --target compressed-tensors
+    supremum optimize models/llama --bits 5 --only Q4_0 --only Q8_0
     supremum optimize models/llama --max-kl 0.05 --size 900MB --keep lm_head
 """, resumable=True)
 def optimize(
@@ -24,16 +25,17 @@ def optimize(
         "--bits", min=1, max=16, help="Bits a weight of the blocks' linear layers, scales included.")] = None,
     max_kl: Annotated[float | None, typer.Option(
         "--max-kl", metavar="NATS", help="Largest KL from the original, nats a token; the smallest such file.")] = None,
-    target: Annotated[TargetName, typer.Option("--target", help="Format and the runtime that reads it.")] =
-        TargetName.gguf,
+    target: Target = "gguf",
     text: Text = None,
-    tokens: Annotated[int | None, typer.Option("--tokens", min=256, help="Calibration tokens.")] = None,
+    tokens: Annotated[int | None, typer.Option("--tokens", min=256, help="Calibration tokens; 16384 unless given.")] = None,
     out: Annotated[Path | None, typer.Option(
         "--out", metavar="DIR", help="Output folder; NAME-supremum unless given.")] = None,
     keep: Annotated[list[str] | None, typer.Option(
         "--keep", metavar="NAME", help="Leave tensors whose name contains NAME as they are; repeatable.")] = None,
+    only: Annotated[list[str] | None, typer.Option(
+        "--only", metavar="CODEC", help="Choose from these formats only, for example Q4_0 or int4-g64; repeatable.")] = None,
     fresh: Annotated[bool, typer.Option(
-        "--fresh/--resume", help="Discard what an interrupted run left, or continue from it.")] = False,
+        "--fresh/--resume", help="Start over and replace a result in DIR, or continue an interrupted run.")] = False,
     seed: Seed = 0,
     dtype: Dtype = Precision.auto,
     as_json: Json = False,
@@ -48,14 +50,12 @@ def optimize(
         raise typer.BadParameter("give a budget: --size 75MB, --bits 3.5 or --max-kl 0.05 (or several)")
     if max_kl is not None and not 0 < max_kl < 10:
         raise typer.BadParameter(f"--max-kl {max_kl} is not a number of nats between 0 and 10; 0.05 is a good start")
-    if bits is not None and not 1 <= bits <= 16:  # NaN passes the range check of the option
-        raise typer.BadParameter(f"--bits {bits} is not between 1 and 16")
 
     from ..pipeline import Budget
     from ..pipeline import optimize as run
     from ..report.terminal import show_result
 
     folder = out or Path(f"{Path(model).name.removesuffix('.gguf')}-supremum")
-    result = run(model, Budget(size=size, bits=bits, max_kl=max_kl), target=target.value, text=text or [],
-                 tokens=tokens, out=folder, keep=keep or [], fresh=fresh, seed=seed, dtype=dtype.value)
+    result = run(model, Budget(size=size, bits=bits, max_kl=max_kl), target=target, text=text or [],
+                 tokens=tokens, out=folder, keep=keep or [], only=only or [], fresh=fresh, seed=seed, dtype=dtype.value)
     return result.document, lambda: show_result(result.document, result.folder)

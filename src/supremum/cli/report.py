@@ -11,11 +11,11 @@ from .common import Debug, Json, Result, verb
 
 
 @verb("""
-    supremum report demo
-    supremum report demo --json
+    supremum report small
+    supremum report small --json
 """)
 def report(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a finished run.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a finished run, or a file in it.")],
     as_json: Json = False,
     debug: Debug = False,
 ) -> Result:
@@ -23,6 +23,8 @@ def report(
     from ..report import read_document, write_report
     from ..report.terminal import show_result
 
+    if folder.is_file():
+        folder = folder.parent
     document = read_document(folder)
     write_report(document, folder)
     return document, lambda: show_result(document, folder)

@@ -6,7 +6,7 @@ Every scalar format here reconstructs a weight as
 
 and differs from the others only in its levels, its geometry, which scales and offsets it can store (`project`) and how
 the bytes lie (`pack`, `unpack`). Choosing scales and codes is the solver's work (`supremum.solve`), so every
-rounding method works for every format. A new format is one file that calls `register`.
+rounding method works for every format. A new format is one file that calls `register` and is imported below.
 
 Letters: O out features, I in features, G = I / step scale groups of a row.
 """
@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 
@@ -39,7 +38,7 @@ class Codec(Protocol):
     """A number format. Stateless; instances are shared."""
 
     name: str  # "int4-g64", "Q4_K"
-    levels: Tensor  # sorted float32 (K,), K <= 256
+    levels: Tensor  # sorted whole numbers, float32 (K,), K <= 256; a common factor belongs to the scale
     step: int  # columns that share one scale (and offset); 0: the whole row
     block: int  # columns that are stored together; in_features must be a multiple
     affine: bool  # whether there is an offset
@@ -119,4 +118,4 @@ def bits_per_weight(codec: Codec, shape_OI: tuple[int, int]) -> float:
 
 from . import gguf_blocks, gguf_k, integer  # noqa: E402, F401  (registration)
 
-__all__ = ["Codec", "Coded", "Grid", "bits_per_weight", "decode_grid", "fits", "get", "names", "register", "torch"]
+__all__ = ["Codec", "Coded", "Grid", "bits_per_weight", "decode_grid", "fits", "get", "names", "register"]

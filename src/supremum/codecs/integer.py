@@ -1,19 +1,17 @@
 """Integer grids with one scale per group of columns, in the layout of compressed-tensors' `pack-quantized`.
 
-    symmetric    w_hat = scale * q          q in [-2^(b-1), 2^(b-1) - 1]         "int{b}-g{group}", "int{b}-channel"
-    asymmetric   w_hat = scale * (q - z)    q, z in [0, 2^b - 1]                 "int{b}a-g{group}", "int{b}a-channel"
+    w_hat = scale * q,   q in [-2^(b-1), 2^(b-1) - 1]                            "int{b}-g{group}", "int{b}-channel"
 
 for b = 2..8 bits and groups of 32, 64 or 128 columns. A `channel` codec has one scale for a whole row, whatever its
 length: its `step` is 0, which stands for in_features. Scales are bfloat16. They keep the sign of the wish, because the
-symmetric range has one level more on the negative side and a negative scale turns it round. They are never zero or
+range has one level more on the negative side and a negative scale turns it round. They are never zero or
 subnormal, which some kernels flush or divide by: a group of zeros gets the smallest normal number.
 
 Stored tensors (https://github.com/vllm-project/compressed-tensors, compressors/pack_quantized):
 
-    weight_packed      int32 (O, ceil(I b / 32))    a row's codes as one little-endian stream of b-bit numbers
-    weight_scale       bfloat16 (O, G)
-    weight_zero_point  int32 (ceil(O b / 32), G)    asymmetric only: the same stream, down the rows
-    weight_shape       int64 (2,)
+    weight_packed    int32 (O, ceil(I b / 32))    a row's codes as one little-endian stream of b-bit numbers
+    weight_scale     bfloat16 (O, G)
+    weight_shape     int64 (2,)
 
 Everything is exact in float32 (8-bit significand times 8-bit level); a runtime that multiplies in bfloat16, as stock
 Transformers does, rounds the product once more.
@@ -78,53 +76,40 @@ def unpack_bits(words_RW: Tensor, bits: int, columns: int) -> Tensor:
 class Integer:
     """b-bit integers; `group` columns share a scale, 0 means the whole row."""
 
-    def __init__(self, bits: int, group: int, *, affine: bool = False) -> None:
+    affine = False
+
+    def __init__(self, bits: int, group: int) -> None:
         assert 2 <= bits <= 8
-        self.name = f"int{bits}{'a' if affine else ''}-{f'g{group}' if group else 'channel'}"
-        self.bits, self.step, self.block, self.affine = bits, group, max(group, 1), affine
-        lowest = 0 if affine else -(1 << (bits - 1))
-        self.levels = torch.arange(lowest, lowest + (1 << bits), dtype=torch.float32)
+        self.name = f"int{bits}-{f'g{group}' if group else 'channel'}"
+        self.bits, self.step, self.block = bits, group, max(group, 1)
+        half = 1 << (bits - 1)
+        self.levels = torch.arange(-half, half, dtype=torch.float32)
 
     def project(self, scale_OG: Tensor, offset_OG: Tensor | None) -> Grid:
-        """Scales to bfloat16; an offset to the nearest whole number of steps, -z scale with z in [0, 2^b - 1]."""
-        scale_OG = to_bf16(scale_OG)
-        if not self.affine:
-            return Grid(scale_OG)
-        if offset_OG is None:
-            offset_OG = torch.zeros_like(scale_OG)
-        zero_OG = (-offset_OG.double() / scale_OG.double()).round().clamp(0, (1 << self.bits) - 1).float()
-        return Grid(scale_OG, -zero_OG * scale_OG, {"zero_OG": zero_OG.to(torch.uint8)})
+        """Scales to bfloat16; there are no offsets."""
+        assert offset_OG is None, self.name
+        return Grid(to_bf16(scale_OG))
 
     def pack(self, codes_OI: Tensor, grid: Grid) -> dict[str, Tensor]:
         """The tensors that compressed-tensors stores for one linear layer, without the layer's prefix."""
-        tensors = {
+        return {
             "weight_packed": pack_bits(codes_OI, self.bits),
             "weight_scale": grid.scale_OG.bfloat16(),
             "weight_shape": torch.tensor(codes_OI.shape, dtype=torch.int64),
         }
-        if self.affine:
-            tensors["weight_zero_point"] = pack_bits(grid.fields["zero_OG"].T, self.bits).T.contiguous()
-        return tensors
 
     def unpack(self, tensors: dict[str, Tensor], shape_OI: tuple[int, int]) -> tuple[Tensor, Grid]:
         """(codes_OI uint8, grid)."""
-        codes_OI = unpack_bits(tensors["weight_packed"], self.bits, shape_OI[1])
-        scale_OG = tensors["weight_scale"].float()
-        if not self.affine:
-            return codes_OI, Grid(scale_OG)
-        zero_OG = unpack_bits(tensors["weight_zero_point"].T, self.bits, shape_OI[0]).T.contiguous()
-        return codes_OI, Grid(scale_OG, -zero_OG.float() * scale_OG, {"zero_OG": zero_OG})
+        return unpack_bits(tensors["weight_packed"], self.bits, shape_OI[1]), Grid(tensors["weight_scale"].float())
 
     def nbytes(self, shape_OI: tuple[int, int]) -> int:
         """Bytes of all tensors of `pack`, the 16 of weight_shape included."""
         rows, columns = shape_OI
         groups = columns // self.step if self.step else 1
-        zero_points = 4 * -(-rows * self.bits // 32) * groups if self.affine else 0
-        return 4 * rows * -(-columns * self.bits // 32) + 2 * rows * groups + zero_points + 16
+        return 4 * rows * -(-columns * self.bits // 32) + 2 * rows * groups + 16
 
 
 for _bits in range(2, 9):
     for _group in (32, 64, 128, 0):
-        for _affine in (False, True):
-            _codec = Integer(_bits, _group, affine=_affine)
-            register(_codec.name, lambda codec=_codec: codec)  # type: ignore[misc]
+        _codec = Integer(_bits, _group)
+        register(_codec.name, lambda codec=_codec: codec)  # type: ignore[misc]

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ..plain import plain
 from .constants import Constants, constants
 from .entropy import Lossless, lossless
 from .hardware import Machine, measure
@@ -16,7 +17,7 @@ from .information import Curve, LayerSpectrum, Metric, metric, spectrum
 from .page import render
 from .roofline import Format, HardwareLimit, formats, hardware_limit, workload
 from .summary import InformationLimit, information
-from .values import Value, plain
+from .values import Value
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def limits(
     machine = machine or measure("cuda" if torch.cuda.is_available() else "cpu")
     physical = hardware_limit(work, machine, kinds=kinds)
     layers = tuple(statistics or ())
-    names = {name for layer in layers for name in (layer.name, f"{layer.name}.weight")}
+    names = {layer.name for layer in layers}
     covered = [info for name, info in checkpoint.tensors.items() if name in names]
     weights = sum(math.prod(info.shape) for info in covered)
     bits = 8 * sum(info.nbytes for info in covered) / weights if covered else None

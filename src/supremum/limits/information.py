@@ -18,7 +18,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from scipy.optimize import brentq
@@ -74,29 +73,23 @@ class LayerSpectrum:
         return Curve([self.alone()]).gap_bits(bits, distortion * self.weights / 2)
 
 
-def metric(
-    moment_II: Tensor, *, tokens: int, shrink: bool | None = None, mean_norm4: float | None = None, floor: float = 0.0
-) -> Metric:
+def metric(moment_II: Tensor, *, tokens: int) -> Metric:
     """Analyse S once for all layers that read the same input.
 
     `moment_II`: (I, I), or (I,) for a diagonal one (an embedding's token frequencies). `tokens`: inputs it was taken
-    from. `shrink`: None shrinks below 10 tokens a feature (a singular S would promise KL 0 at 0 bits), else as told;
-    `mean_norm4` = E[(x . x)^2] makes it Ledoit-Wolf's own estimate. `floor`: share of mean(diag) added to the diagonal.
+    from; below 10 a feature S is shrunk (a singular S would promise KL 0 at 0 bits).
     """
     size, moment = len(moment_II), moment_II.double()
     if moment.ndim == 1:
-        moment = moment + floor * moment.mean()
         mean = float(moment.mean())
-        return Metric(moment, Numbers(mean, mean, mean, float(moment.log().mean().exp())), tokens, floor, 0.0)
+        return Metric(moment, Numbers(mean, mean, mean, float(moment.log().mean().exp())), tokens, 0.0, 0.0)
     moment = (moment + moment.T) / 2
     mean = float(moment.diagonal().mean())
-    if shrink is None:
-        shrink = tokens < ENOUGH * size
-    mixed = shrinkage(moment, tokens, mean_norm4=mean_norm4) if shrink else 0.0
-    ridge = (mixed + floor) * mean * torch.eye(size, dtype=moment.dtype, device=moment.device)
+    mixed = shrinkage(moment, tokens) if tokens < ENOUGH * size else 0.0
+    ridge = mixed * mean * torch.eye(size, dtype=moment.dtype, device=moment.device)
     moment = (1 - mixed) * moment + ridge
     bias = 0.0 if mixed else sampling_bias_bits(tokens, size)
-    return Metric(moment, numbers(moment), tokens, mixed + floor, bias)
+    return Metric(moment, numbers(moment), tokens, mixed, bias)
 
 
 def _eigenvalues(form: Tensor, profile: Tensor) -> Tensor:
@@ -116,15 +109,14 @@ def spectrum(
     *,
     tokens: int = 0,
     profile: bool = True,
-    **options: Any,
 ) -> LayerSpectrum:
     """The spectrum of one layer.
 
     `moment`: S (I, I), or a `Metric` made from it. `fisher`: B (O, O), or its diagonal (O,), per token. `profile`: take
     the weights as N(0, r_o c_i), a variance for each row and column (the limit for codes that scale rows and columns,
-    and lower); False: one variance. `tokens` and `options` go to `metric`. Shapes that disagree raise SupremumError.
+    and lower); False: one variance. `tokens` goes to `metric`. Shapes that disagree raise SupremumError.
     """
-    side = moment if isinstance(moment, Metric) else metric(moment, tokens=tokens, **options)
+    side = moment if isinstance(moment, Metric) else metric(moment, tokens=tokens)
     shape = (int(weight_OI.shape[0]), int(weight_OI.shape[1]))
     if (len(fisher), len(side.moment_II)) != shape:
         raise SupremumError(

@@ -14,6 +14,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from ..sizes import format_size
 from .roofline import Ceiling, HardwareLimit
 from .summary import InformationLimit, LayerLimit
 from .topology import MIB
@@ -29,12 +30,6 @@ WIDTH = 80
 def how(kind: Kind) -> str:
     """The label that every value carries."""
     return f"[{COLOUR[kind]}]{kind}[/]"
-
-
-def size(nbytes: float) -> str:
-    """Bytes in decimal units, three digits."""
-    power = min(4, max(0, math.floor(math.log10(max(nbytes, 1.0)) / 3 + 1e-9)))
-    return f"{nbytes / 1000**power:.3g} {('B', 'KB', 'MB', 'GB', 'TB')[power]}"
 
 
 def rate(tokens: float) -> str:
@@ -58,7 +53,7 @@ def _bits(info: InformationLimit, total: int) -> Table:
     rows += [(f"at KL {kl} nats/token, at least", value) for kl, value in info.bits_at_kl.items()]
     for name, value in rows:
         if value:
-            covered = size(value.value * (info.weights or total) / 8)
+            covered = format_size(value.value * (info.weights or total) / 8)
             table.add_row(name, f"{value.value:.2f}", covered, how(value.kind))
     for name, value in info.gap_of_file.items():
         text = {"lossless": "the file spends beyond lossless", "reached": "the file spends beyond its limit"}
@@ -139,7 +134,7 @@ def _machine(limit: HardwareLimit) -> list[RenderableType]:
         peaks.add_row(dtype, *(_read(found[t].gflop_s, found[t].best_gflop_s) if t in found else "" for t in threads))
     known = ", ".join(f"L{c.level} {c.nbytes / MIB:.3g} MiB{'' if c.kind == 'measured' else ' (assumed)'}"
                       for c in machine.caches)  # fmt: skip
-    head = f"{machine.name.strip()}, {machine.cores} cores, {size(machine.memory_bytes)} usable, {known}"
+    head = f"{machine.name.strip()}, {machine.cores} cores, {format_size(machine.memory_bytes)} usable, {known}"
     return [Text(head), table, peaks]
 
 
@@ -180,8 +175,8 @@ def _capacity(limit: HardwareLimit) -> Table:
     for row in (c for c in one if c.context == longest):
         used = row.weight_bytes + row.kv_bytes + row.activation_bytes
         table.add_row(
-            row.format, size(row.weight_bytes), size(row.kv_bytes) if row.kv_bytes else "-",
-            size(row.activation_bytes), f"{100 * used / row.memory_bytes:.3g} %" if row.fits else "[red]too large[/]",
+            row.format, format_size(row.weight_bytes), format_size(row.kv_bytes) if row.kv_bytes else "-",
+            format_size(row.activation_bytes), f"{100 * used / row.memory_bytes:.3g} %" if row.fits else "[red]too large[/]",
             f"{row.longest_context:,}" if row.longest_context else "[red]none[/]",
         )  # fmt: skip
     table.caption = f"one sequence of {longest:,} tokens, 16-bit cache; at most the model's own context"
@@ -191,7 +186,8 @@ def _capacity(limit: HardwareLimit) -> Table:
 def render(limits: Limits) -> RenderableType:
     """Everything as one rich renderable for 80 columns."""
     info, hard = limits.information, limits.hardware
-    head = f"[bold]{escape(limits.source)}[/]\n{limits.weights:,} weights, {limits.format}, {size(limits.stored_bytes)}"
+    stored = format_size(limits.stored_bytes)
+    head = f"[bold]{escape(limits.source)}[/]\n{limits.weights:,} weights, {limits.format}, {stored}"
     title = Panel(head, title="limits", width=WIDTH, box=box.ROUNDED)
     parts: list[RenderableType] = [title, _bits(info, limits.weights)]
     if info.curve:

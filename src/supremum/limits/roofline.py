@@ -21,11 +21,11 @@ from typing import Any
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from torch import nn
 
+from ..checkpoint.architecture import objective
 from .hardware import Machine
 from .topology import home
 
 CHUNK = 512  # tokens of a prompt that a runtime usually computes at a time
-GENERATORS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def workload(config: Any, module: nn.Module) -> Workload:
         kv_heads=int(getattr(text, "num_key_value_heads", None) or heads),
         head_size=int(getattr(text, "head_dim", None) or hidden // heads),
         windows=tuple(window if kind == "sliding_attention" else None for kind in kinds),
-        causal=type(module).__name__.endswith(GENERATORS),
+        causal=objective(type(module).__name__) == "next",
         positions=int(getattr(text, "max_position_embeddings", None) or 0),
     )
 

@@ -2,8 +2,7 @@
 
 An interval [a, b] of a Gaussian has mass P = Phi(b) - Phi(a), mean phi(a) - phi(b) over P and second moment
 P + a phi(a) - b phi(b), so every scalar code below is a finite sum, and absmax scaling one quadrature over the law of
-the largest of g magnitudes. Only the searched scale is sampled (with its standard error). A lattice with normalised
-second moment G under an ideal entropy code loses log2(2 pi e G) / 2 (Conway & Sloane, Sphere Packings, chapter 21).
+the largest of g magnitudes. Only the searched scale is sampled (with its standard error).
 """
 
 from __future__ import annotations
@@ -19,13 +18,6 @@ from scipy.optimize import brentq, minimize_scalar
 from scipy.special import ndtr
 
 Array = NDArray[np.float64]
-SECOND_MOMENTS = {  # per dimension, of the Voronoi cell of volume 1
-    "Z": 1 / 12,
-    "A2": 5 / (36 * math.sqrt(3)),
-    "D4": 13 / (120 * math.sqrt(2)),
-    "E8": 929 / 12960,
-    "Leech": 0.0657710,  # integrated numerically by Conway & Sloane
-}
 
 
 @dataclass(frozen=True)
@@ -138,11 +130,6 @@ def searched(bits: int, group: int, scale_bits: int = 16, groups: int = 2000) ->
     mse, rate = float(best.mean()), bits + scale_bits / group
     error = float(best.std()) / math.sqrt(groups) / mse / (2 * math.log(2))
     return FormatGap(f"INT{bits} g{group} searched", rate, mse, gaussian_gap(rate, mse), error)
-
-
-def lattice_gap(name: str) -> float:
-    """What an ideally entropy-coded lattice ("Z", "A2", "D4", "E8", "Leech") loses at high rate."""
-    return 0.5 * math.log2(2 * math.pi * math.e * SECOND_MOMENTS[name])
 
 
 @cache

@@ -69,28 +69,6 @@ def level_of_rate(eigenvalues_I: Tensor, rate: float) -> float:
     return float(2 ** level[k])
 
 
-def rate_of_distortion(eigenvalues_I: Tensor, distortion: float) -> float:
-    """R(D): the least bits per weight of any code with this distortion."""
-    if distortion >= float(eigenvalues_I.double().mean()):
-        return 0.0
-    return rate_at(eigenvalues_I, level_of_distortion(eigenvalues_I, distortion))
-
-
-def distortion_of_rate(eigenvalues_I: Tensor, rate: float) -> float:
-    """D(R): the least distortion of any code at `rate` bits per weight."""
-    return distortion_at(eigenvalues_I, level_of_rate(eigenvalues_I, rate))
-
-
-def high_rate_distortion(variance: float, log2_geometric_mean: float, rate: float) -> float:
-    """s^2 |S|^(1/I) 4^-R, equal to D(R) while no component is under water, and below it otherwise."""
-    return variance * 2.0 ** (log2_geometric_mean - 2 * rate)
-
-
-def gap_bits(eigenvalues_I: Tensor, rate: float, distortion: float) -> float:
-    """Bits per weight that a code of this (rate, distortion) spends above R(D); negative only outside the model."""
-    return rate - rate_of_distortion(eigenvalues_I, distortion)
-
-
 @dataclass(frozen=True)
 class Numbers:
     """The three numbers of a layer's metric, which predict what each algorithm loses before it runs."""
@@ -141,11 +119,11 @@ def numbers(moment_II: Tensor) -> Numbers:
     )
 
 
-def shrinkage(moment_II: Tensor, samples: int, *, mean_norm4: float | None = None) -> float:
+def shrinkage(moment_II: Tensor, samples: int) -> float:
     """Weight r in [0, 1] that moves S towards mean(diag) I:  (1 - r) S + r mean(diag) I.
 
-    With `mean_norm4` = E[(x . x)^2], Ledoit & Wolf 2004 exactly; without it the oracle-approximating form, which takes
-    x as Gaussian (Chen, Wiesel, Eldar, Hero 2010). `samples`: number of independent x.
+    The oracle-approximating form, which takes x as Gaussian (Chen, Wiesel, Eldar, Hero 2010). `samples`: number of
+    independent x.
     """
     moment = moment_II.double()
     size = len(moment)
@@ -154,8 +132,6 @@ def shrinkage(moment_II: Tensor, samples: int, *, mean_norm4: float | None = Non
     spread = square - trace2 / size  # |S - mean(diag) I|^2
     if spread <= 0:
         return 1.0
-    if mean_norm4 is not None:
-        return min(1.0, max(0.0, (mean_norm4 - square) / samples) / spread)
     return min(1.0, ((1 - 2 / size) * square + trace2) / ((samples + 1 - 2 / size) * spread))
 
 

@@ -1,6 +1,6 @@
-"""A model's answers on windows, kept as its last hidden states: (n, T, D) instead of (n, T, V).
+"""A model's answers on a window, held as its last hidden states: (T, D) instead of (T, V).
 
-The logits of some positions are recomputed from them through the model's head when they are compared. Whether
+The logits of some positions are computed from them through the model's head when they are compared. Whether
 head(hidden) is all that the model does to get its logits (some cap or scale them) is checked on every window against
 the model's own last position; where it is not, the whole logits of one window at a time are used.
 """
@@ -8,51 +8,35 @@ the model's own last position; where it is not, the whole logits of one window a
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .scores import Quality, Rows, TokenScores, compare, summarise
+from ..checkpoint.architecture import objective
+from .scores import Rows, TokenScores, compare
 
 
 class Answers:
-    """The answers of `model` on `windows` (n, T) int64, one window computed at a time.
+    """The answers of `model` on `windows` (n, T) int64, one window computed at a time."""
 
-    With `keep`, hidden states are stored (n T D elements of the model's dtype), so that a reference is run once and
-    compared with many candidates; without, each access runs the model.
-    """
-
-    def __init__(self, model: nn.Module, windows: Tensor, *, keep: bool = False) -> None:
-        self.model, self.windows, self.keep = model, windows, keep
-        self.objective = objective(model)
+    def __init__(self, model: nn.Module, windows: Tensor) -> None:
+        self.model, self.windows = model, windows
+        self.objective = objective(type(model).__name__)
         self.head: Any = model.get_output_embeddings()  # type: ignore[operator]
-        self.hidden: list[Tensor] = []
         self._plain = self.objective == "next" and isinstance(self.head, nn.Module) and \
             "logits_to_keep" in inspect.signature(model.forward).parameters
-
-    def __len__(self) -> int:
-        return len(self.windows)
-
-    def __iter__(self) -> Iterator[Rows]:
-        return (self.window(index) for index in range(len(self)))
 
     @torch.inference_mode()
     def window(self, index: int) -> Rows:
         """Logits (n, V) of a slice of the window's positions, as a function of the slice."""
-        if index < len(self.hidden):
-            return self._through_head(self.hidden[index])
         device = next(self.model.parameters()).device
         ids = self.windows[index:index + 1].to(device)
         if self._plain:
             hidden, last = self._run(ids)
             if torch.allclose(self.head(hidden[-1:]).float(), last.float(), rtol=2e-2, atol=2e-2):
-                if self.keep and index == len(self.hidden):
-                    self.hidden.append(hidden)
                 return self._through_head(hidden)
             self._plain = False
-            self.hidden.clear()
         logits = self.model(input_ids=ids).logits[0]
         return lambda rows: logits[rows]
 
@@ -75,23 +59,8 @@ class Answers:
         return caught[0][0], logits
 
 
-def objective(model: nn.Module) -> str:
-    """What a model predicts: "next" token, "every" token (a masked-language head), or "none" (hidden states only)."""
-    name = type(model).__name__
-    if name.endswith(("ForMaskedLM", "ForPreTraining")):
-        return "every"
-    if name.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")):
-        return "next"
-    return "none"
-
-
 def score(answers: Answers, reference: Answers | None, index: int) -> TokenScores:
     """Scores of one window: all positions but the last for a decoder, all positions for an encoder's head."""
     window = answers.windows[index]
     targets = window[1:] if answers.objective == "next" else window
     return compare(reference.window(index) if reference is not None else None, answers.window(index), targets)
-
-
-def quality_of(answers: Answers, reference: Answers | None = None) -> Quality:
-    """Score every window of `answers` against `reference` (which runs on the same windows)."""
-    return summarise((score(answers, reference, index) for index in range(len(answers))), objective=answers.objective)

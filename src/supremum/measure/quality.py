@@ -9,37 +9,37 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..checkpoint.architecture import objective
 from ..errors import SupremumError
 from ..progress import phase
 from ..text import self_generated, tokens_from_text
-from .answers import Answers, objective, score
+from .answers import Answers, score
 from .encoders import EncoderQuality, compare_pooled, pooled
 from .scores import Quality, summarise
 
 
 def evaluate(checkpoint: Any, reference: Any | None, windows: Tensor, *,
              dtype: torch.dtype = torch.float32) -> Quality | EncoderQuality:
-    """Score `checkpoint` on windows (n, T) int64, against `reference`: a Checkpoint, or its Answers on them.
+    """Score `checkpoint` on windows (n, T) int64, against the Checkpoint `reference`.
 
     Decoders and encoders with a masked-language head give Quality (the latter's targets are the tokens themselves);
     headless encoders, which need a reference, give EncoderQuality. Both models compute in `dtype`; scores are float32.
     """
     if windows.ndim != 2 or not windows.numel():
         raise ValueError(f"windows must be (n, T), not {tuple(windows.shape)}")
-    _same_vocabulary(checkpoint, None if isinstance(reference, Answers) else reference)
+    _same_vocabulary(checkpoint, reference)
     model = checkpoint.model(dtype)
-    if objective(model) == "none":
+    if objective(type(model).__name__) == "none":
         return _evaluate_encoder(model, reference, windows, dtype)
     answers = Answers(model, windows)
-    if reference is not None and not isinstance(reference, Answers):
-        reference = Answers(reference.model(dtype), windows)
-    if reference is not None and reference.objective != answers.objective:
-        raise SupremumError(f"The reference is a {type(reference.model).__name__}, the candidate a "
+    original = Answers(reference.model(dtype), windows) if reference is not None else None
+    if original is not None and original.objective != answers.objective:
+        raise SupremumError(f"The reference is a {type(original.model).__name__}, the candidate a "
                             f"{type(model).__name__}.", "Compare a model with its own original.")
     scores = []
     with phase("evaluate", len(windows)) as advance:
         for index in range(len(windows)):
-            scores.append(score(answers, reference, index))
+            scores.append(score(answers, original, index))
             advance()
     return summarise(scores, objective=answers.objective)
 
@@ -72,7 +72,7 @@ def _evaluate_encoder(model: Any, reference: Any, windows: Tensor, dtype: torch.
                             "Name the original with --reference.")
     with phase("evaluate"):
         candidate = pooled(model, windows)
-        original = pooled(reference.model if isinstance(reference, Answers) else reference.model(dtype), windows)
+        original = pooled(reference.model(dtype), windows)
         return compare_pooled(original, candidate, length=windows.shape[1])
 
 

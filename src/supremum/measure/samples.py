@@ -20,13 +20,11 @@ PROMPTS = (
 
 @dataclass(frozen=True)
 class Sample:
-    """`differs_at` is the index of the first character at which the two texts part, None if they are equal;
-    `same_tokens` of `tokens` (the original's length) came before the first different token."""
+    """`same_tokens` of `tokens` (the original's length) came before the first different token."""
 
     prompt: str
     original: str
     compressed: str
-    differs_at: int | None
     same_tokens: int
     tokens: int
 
@@ -43,7 +41,7 @@ def samples(original: nn.Module, compressed: nn.Module, tokenizer: Any, prompts:
         one, other = (_continue(model, tokenizer, ids, tokens) for model in (original, compressed))
         same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
         texts = [tokenizer.decode(answer, skip_special_tokens=True) for answer in (one, other)]
-        result.append(Sample(prompt, texts[0], texts[1], first_difference(*texts), same, len(one)))
+        result.append(Sample(prompt, texts[0], texts[1], same, len(one)))
     return result
 
 
@@ -62,10 +60,3 @@ def _continue(model: Any, tokenizer: Any, ids: Tensor, tokens: int) -> list[int]
     out = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, do_sample=False,
                          temperature=None, top_p=None, top_k=None, pad_token_id=pad)
     return out[0, ids.shape[1]:].tolist()
-
-
-def first_difference(one: str, other: str) -> int | None:
-    """Index of the first character that differs (or where the shorter text ends), None for equal texts."""
-    if one == other:
-        return None
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from ..checkpoint.architecture import objective
 from ..progress import phase
 from ..stats.streaming import BlockStream
 from ..stats.sweep import batches, run_block
-from .answers import objective
 from .scores import Comparison, Quality, feature_kl, summarise_features
 
 Replaced = Callable[[str], Tensor | None]  # tensor name -> weight (O, I) to use instead, or None
@@ -40,7 +40,7 @@ def streamed_quality(stream: BlockStream, windows_NT: Tensor, reference_NTd: Ten
                      name: str = "measure") -> Quality:
     """KL and perplexity of the model with replaced weights; `reference_NTd`: the original's `final_hidden`."""
     original = BlockStream(stream.checkpoint, dtype=stream.dtype)
-    goal = objective(stream.model)
+    goal = objective(type(stream.model).__name__)
     comparison = Comparison(goal)
     with phase(name), replacing(stream, replaced), torch.no_grad():
         candidate_NTd = final_hidden(stream, windows_NT)

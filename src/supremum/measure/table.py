@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rich.table import Table
 
+from ..sizes import figure
 from .encoders import EncoderQuality
 from .scores import Quality
 
@@ -15,7 +16,7 @@ def render(quality: Quality | EncoderQuality) -> Table:
 
     def row(name: str, value: float | None, error: float | None = None, scale: float = 1.0, unit: str = "") -> None:
         if value is not None:
-            table.add_row(name, f"{figure(value * scale)}{unit}", "" if error is None else figure(error * scale))
+            table.add_row(name, f"{figure(value * scale, 4)}{unit}", "" if error is None else figure(error * scale, 4))
 
     if isinstance(quality, EncoderQuality):
         row("cosine similarity, mean", quality.cosine_mean, quality.cosine_se)
@@ -33,8 +34,3 @@ def render(quality: Quality | EncoderQuality) -> Table:
     row("  greatest", quality.kl_max)
     row("same most likely token", quality.same_top, quality.same_top_se, 100, " %")
     return table
-
-
-def figure(value: float) -> str:
-    """Four significant digits, without an exponent where that is readable."""
-    return f"{value:.4g}" if abs(value) < 1e-4 or abs(value) >= 1e4 else f"{value:#.4g}".rstrip(".")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,12 @@ from .. import __version__, codecs
 from ..allocate import Budget, Option, Unit, frontier
 from ..gather import Gathered
 from ..limits import Curve, LayerSpectrum, Limits
+from ..limits.topology import processor_name
+from ..plain import plain
 from ..planning import block_rate, fixed_bytes, plan_of, reason
 from ..progress import peaks, timings
-from .document import SCHEMA, Document, plain
+from ..versions import version_of
+from .document import SCHEMA, Document
 
 PACKAGES = ("torch", "transformers", "gguf", "safetensors", "compressed-tensors", "xllamacpp", "numpy", "scipy")
 
@@ -44,7 +46,7 @@ def assemble(gathered: Gathered, target: Any, budget: Budget, units: Sequence[Un
             "text_fingerprint": _text_fingerprint(gathered), "seed": state["seed"], "options": dict(state["options"]),
             "state": dict(state)},
         "text": gathered.text,
-        "versions": {"python": platform.python_version()} | {p: v for p in PACKAGES if (v := _version(p))},
+        "versions": {"python": platform.python_version()} | {p: v for p in PACKAGES if (v := version_of(p))},
         "machine": machine(),
         "limits": found.to_dict(),
         "budget": {"size": budget.size, "bits": budget.bits, "max_kl": budget.max_kl},
@@ -68,12 +70,7 @@ def machine() -> dict[str, Any]:
     """The machine, in the words of its own system."""
     import psutil
 
-    name = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        name = next((line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines()
-                     if line.startswith("model name")), name)
-    return {"cpu": name, "cores": os.cpu_count() or 1, "ram_bytes": psutil.virtual_memory().total,
+    return {"cpu": processor_name(), "cores": os.cpu_count() or 1, "ram_bytes": psutil.virtual_memory().total,
             "os": platform.platform(aliased=True, terse=True)}
 
 
@@ -140,10 +137,3 @@ def _text_fingerprint(gathered: Gathered) -> str:
     from ..text import fingerprint
 
     return fingerprint(gathered.windows)
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

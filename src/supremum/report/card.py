@@ -5,24 +5,10 @@ from __future__ import annotations
 import json
 import re
 
+from ..checkpoint.targets import target
 from ..sizes import format_size
 from . import words
 from .document import Document
-
-RUN = {
-    "gguf": """```sh
-llama-cli -m {file} -cnv                 # llama.cpp
-llama-server -m {file}                   # OpenAI-compatible endpoint
-```""",
-    "compressed-tensors": """```python
-# pip install transformers compressed-tensors
-from transformers import AutoModelForCausalLM, AutoTokenizer
-model = AutoModelForCausalLM.from_pretrained(".")
-tokenizer = AutoTokenizer.from_pretrained(".")
-```
-
-vLLM reads the same folder: `vllm serve .`""",
-}
 
 
 def card(document: Document) -> str:
@@ -31,7 +17,8 @@ def card(document: Document) -> str:
     rows = "\n".join(f"| {label} | {_text(value)} | {_text(means)} |" for label, value, means in words.facts(document))
     agreement = "; ".join(f"{_text(key)} {_text(value)}" for key, value in words.agreement(document))
     assumptions = "\n".join(f"- {_text(line)}" for line in document["assumptions"])
-    run = RUN.get(result["target"], "Open `{file}` with its runtime.").replace("{file}", _code(result["file"]))
+    run = target(result["target"]).how_to_run(
+        _code(source["architecture"]), {layer["codec"] for layer in document["plan"]} - {"as it is"}, _code(result["file"]))
     return f"""---
 base_model: {json.dumps(source["model"])}
 tags: [supremum, {result["target"]}, quantized]

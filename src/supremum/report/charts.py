@@ -25,8 +25,6 @@ STYLES: dict[str, dict[str, Any]] = {
                   "marker": {"symbol": "circle-open", "size": 9, "color": "var(--predicted)"}},
     "measured": {"name": "measured", "mode": "markers",
                  "marker": {"symbol": "circle", "size": 9, "color": "var(--measured)"}},
-    "baseline": {"name": "other methods", "mode": "markers+text", "textposition": "top center",
-                 "marker": {"symbol": "diamond", "size": 9, "color": "var(--baseline)"}},
 }
 
 

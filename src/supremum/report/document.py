@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict, Union, get_args, get_origin, get_type_hints
 
 from ..errors import StateError
+from ..plain import plain
 
 SCHEMA = "supremum/1"
 FILE = "supremum.json"
@@ -74,12 +75,12 @@ class Layer(TypedDict):
 
 
 class Point(TypedDict):
-    """One point of the frontier. `baseline`: another method or format, measured on the same tokens."""
+    """One point of the frontier."""
 
     bits: float
     bytes: int | None
     kl: float
-    kind: Literal["predicted", "measured", "limit", "baseline"]
+    kind: Literal["predicted", "measured", "limit"]
     label: str
 
 
@@ -158,17 +159,6 @@ class Document(TypedDict):
     phases: list[Phase]
     samples: list[Sample]
     assumptions: list[str]
-
-
-def plain(value: Any) -> Any:
-    """`value` as strict JSON holds it: tuples become lists, paths strings, numbers that are not finite null."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    return str(value) if isinstance(value, Path) else value
 
 
 def validate(document: Any, source: str = FILE) -> Document:

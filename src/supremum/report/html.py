@@ -16,11 +16,12 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from ..plain import plain
 from ..sizes import format_size
 from . import words
 from .ceilings import assumptions, tables
 from .charts import charts
-from .document import Document, plain
+from .document import Document
 
 
 def page(document: Document) -> str:

@@ -6,22 +6,9 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from ..sizes import format_size
+from ..runtime import capabilities, names
+from ..sizes import UNKNOWN, figure, format_size
 from .document import Document
-
-UNKNOWN = "n/a"
-
-
-def figure(value: float | None, digits: int = 3) -> str:
-    """`value` with `digits` significant figures and no needless exponent."""
-    if value is None or not math.isfinite(value):
-        return UNKNOWN
-    if value == 0:
-        return "0"
-    magnitude = math.floor(math.log10(abs(value)))
-    if magnitude < -4 or magnitude >= 15:
-        return f"{value:.{digits - 1}e}"
-    return f"{value:,.{max(0, digits - 1 - magnitude)}f}"
 
 
 def percent(share: float | None, digits: int = 1) -> str:
@@ -66,7 +53,7 @@ def verdict(document: Document) -> str:
 def runtime(document: Document) -> str:
     """"llama.cpp (xllamacpp 2026.10.11549)"."""
     proof = document["proof"]
-    name = {"llama_cpp": "llama.cpp", "transformers": "Transformers"}.get(proof["runtime"], proof["runtime"])
+    name = capabilities(proof["runtime"]).title if proof["runtime"] in names() else proof["runtime"]
     return f"{name} ({proof['version']})" if proof["version"] else name
 
 

@@ -1,7 +1,7 @@
 """Runtimes: the engines that people run models in, behind one protocol.
 
 A runtime opens a finished folder or file and nothing else. Supremum measures with it and proves with it (`verify`),
-always in a process of its own. A new engine is one file and one line in `_loaders`.
+always in a process of its own. A new engine is one file and its entry in `_engines`.
 """
 
 from __future__ import annotations
@@ -15,11 +15,20 @@ from ..errors import SupremumError
 
 
 @dataclass(frozen=True)
-class Capabilities:
-    """What an engine can do. `formats`: targets that it opens. `activations`: what it rounds activations to."""
+class Tolerance:
+    """Largest accepted mean KL (nats) and mean relative error of the log-probabilities."""
 
-    formats: tuple[str, ...]
-    activations: str
+    kl: float
+    error: float
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What `verify` and the reports know of an engine without loading a model."""
+
+    title: str  # for people: "llama.cpp"
+    rounds: bool  # whether it rounds activations, as `rounding` describes
+    floor: Tolerance  # what its arithmetic alone may differ from our decoding
 
 
 @dataclass(frozen=True)
@@ -37,15 +46,15 @@ class Runtime(Protocol):
     version: str
     capabilities: Capabilities
 
+    def __init__(self, path: Path, threads: int, context: int) -> None:
+        """Load the model. Raises SupremumError if the engine is not installed or refuses the file."""
+
     def tokenize(self, text: str) -> list[int]:
         """The engine's own token ids of `text`, special tokens as a plain prompt gets them."""
 
     def logprobs(self, tokens: list[int], lengths: list[int], count: int) -> list[tuple[list[int], list[float]]]:
         """For each prefix of `tokens` with one of these lengths (ascending): ids and natural log-probabilities of the
         `count` likeliest next tokens, from a softmax over the whole vocabulary."""
-
-    def generate(self, tokens: list[int], count: int) -> list[int]:
-        """The greedy continuation, `count` ids or fewer if the model ends it."""
 
     def speed(self, tokens: list[int], new: int) -> Speed:
         """Prefill of `tokens`, then `new` tokens one by one."""
@@ -54,24 +63,24 @@ class Runtime(Protocol):
         """Free the model."""
 
 
-def _llama_cpp(path: Path, threads: int, context: int) -> Runtime:
+def _llama_cpp() -> type[Runtime]:
     from .llama_cpp import LlamaCpp
 
-    return LlamaCpp(path, threads, context)
+    return LlamaCpp
 
 
-def _transformers(path: Path, threads: int, context: int) -> Runtime:
+def _transformers() -> type[Runtime]:
     from .transformers import Transformers
 
-    return Transformers(path, threads, context)
+    return Transformers
 
 
-_loaders: dict[str, Callable[[Path, int, int], Runtime]] = {"llama_cpp": _llama_cpp, "transformers": _transformers}
+_engines: dict[str, Callable[[], type[Runtime]]] = {"llama_cpp": _llama_cpp, "transformers": _transformers}
 
 
 def names() -> list[str]:
     """All engines, sorted."""
-    return sorted(_loaders)
+    return sorted(_engines)
 
 
 def load(name: str, path: str | Path, *, threads: int = 1, context: int = 1024) -> Runtime:
@@ -79,6 +88,15 @@ def load(name: str, path: str | Path, *, threads: int = 1, context: int = 1024) 
 
     Raises SupremumError if the engine is unknown, is not installed, or refuses the file.
     """
-    if name not in _loaders:
+    return _engine(name)(Path(path), threads, context)
+
+
+def capabilities(name: str) -> Capabilities:
+    """Those of the engine `name`. Raises SupremumError if it is unknown."""
+    return _engine(name).capabilities
+
+
+def _engine(name: str) -> type[Runtime]:
+    if name not in _engines:
         raise SupremumError(f"There is no runtime {name!r}.", f"Choose one of: {', '.join(names())}.")
-    return _loaders[name](Path(path), threads, context)
+    return _engines[name]()

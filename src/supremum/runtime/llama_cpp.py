@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import SupremumError
-from . import Capabilities, Speed
+from . import Capabilities, Speed, Tolerance
 
 ERRORS_ONLY = 1  # llama.cpp's log verbosity
 
@@ -22,7 +22,7 @@ class LlamaCpp:
     """See `supremum.runtime.Runtime`."""
 
     name = "llama_cpp"
-    capabilities = Capabilities(formats=("gguf",), activations="8 bits in blocks of 32 for quantised weights")
+    capabilities = Capabilities("llama.cpp", rounds=True, floor=Tolerance(kl=1e-3, error=5e-3))  # float16 keys and values
 
     def __init__(self, path: Path, threads: int = 1, context: int = 1024) -> None:
         """Load a .gguf file. Raises SupremumError if xllamacpp is missing or refuses the file."""
@@ -74,10 +74,6 @@ class LlamaCpp:
             top = answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
             out.append(([entry["id"] for entry in top], [entry["logprob"] for entry in top]))
         return out
-
-    def generate(self, tokens: list[int], count: int) -> list[int]:
-        body = {"prompt": list(tokens), "n_predict": count, "temperature": 0, "return_tokens": True}
-        return [int(token) for token in self._post("completion", body)["tokens"]]
 
     def speed(self, tokens: list[int], new: int) -> Speed:
         timings = self._complete(tokens, new + 1, ignore_eos=True, cache_prompt=False)["timings"]

@@ -1,7 +1,7 @@
 """Stock Transformers: `from_pretrained` of a folder, on the CPU, in float32.
 
-In float32 the decoded weights are exact, so differences to our own decoding are those of the arithmetic alone. Decoders
-load by AutoModelForCausalLM, encoders by the class that their config names; an encoder without a vocabulary head
+In float32 the decoded weights are exact, so differences to our own decoding are those of the arithmetic alone. The
+folder is loaded by the class that the model card names; an encoder without a vocabulary head
 answers with a softmax over its last hidden state, which is as good for a comparison.
 """
 
@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 
+from ..checkpoint.architecture import auto_class
 from ..errors import SupremumError
-from . import Capabilities, Speed
+from . import Capabilities, Speed, Tolerance
 
 
 def answers(output: Any) -> torch.Tensor:
@@ -27,16 +28,14 @@ def _loader(path: Path) -> Any:
     import transformers
 
     config = transformers.AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-    name = (config.architectures or ["?"])[0]
-    causal = name.endswith(("ForCausalLM", "LMHeadModel"))
-    return transformers.AutoModelForCausalLM if causal else getattr(transformers, name)
+    return getattr(transformers, auto_class((config.architectures or ["?"])[0]))
 
 
 class Transformers:
     """See `supremum.runtime.Runtime`."""
 
     name = "transformers"
-    capabilities = Capabilities(formats=("safetensors", "compressed-tensors"), activations="none")
+    capabilities = Capabilities("Transformers", rounds=False, floor=Tolerance(kl=1e-6, error=1e-3))
 
     def __init__(self, path: Path, threads: int = 1, context: int = 1024) -> None:
         """Load a folder. Raises SupremumError if Transformers refuses it or finds tensors missing or left over."""
@@ -75,11 +74,6 @@ class Transformers:
         logits_TV = answers(self._forward(tokens))[0]
         top = logits_TV[torch.tensor(lengths) - 1].log_softmax(-1).topk(min(count, logits_TV.shape[1]))
         return list(zip(top.indices.tolist(), top.values.tolist(), strict=True))
-
-    @torch.inference_mode()
-    def generate(self, tokens: list[int], count: int) -> list[int]:
-        out = self._model.generate(torch.tensor([tokens]), max_new_tokens=count, do_sample=False)
-        return out[0, len(tokens):].tolist()
 
     def speed(self, tokens: list[int], new: int) -> Speed:
         self._forward(tokens[:8])  # compressed weights are decoded by the first pass

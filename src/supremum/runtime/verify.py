@@ -19,7 +19,6 @@ out of thirty left unpermuted 0.58.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -33,6 +32,8 @@ import torch
 from torch import Tensor
 
 from ..errors import SupremumError
+from ..limits.topology import usable_cores
+from . import Tolerance, capabilities
 from .blockwise import float32_model
 from .probe import failure
 from .rounding import rounded
@@ -52,15 +53,6 @@ SHOWN = 16  # of these, the likeliest, for the largest difference
 SPEED = (128, 32)  # tokens to prefill and to generate for the speed
 
 
-@dataclass(frozen=True)
-class Tolerance:
-    """Largest accepted mean KL (nats) and mean relative error of the log-probabilities."""
-
-    kl: float
-    error: float
-
-
-FLOOR = {"llama_cpp": Tolerance(1e-3, 5e-3), "transformers": Tolerance(1e-6, 1e-3)}
 MARGIN = Tolerance(kl=5.0, error=1.5)  # times what the runtime's rounding of activations explains
 
 
@@ -112,15 +104,16 @@ def verify(path: str | Path, target: Any, reference: Any = None, *, prompts: lis
     prompts = [prompt[:room] for prompt in prompts or ours]
     lengths = [sorted({max(1, len(p) * (i + 1) // POSITIONS) for i in range(POSITIONS)}) for p in prompts]
     request = {
-        "runtime": target.runtime, "path": str(path), "threads": threads or len(os.sched_getaffinity(0)),
+        "runtime": target.runtime, "path": str(path), "threads": threads or usable_cores(),
         "context": _context(prompts), "texts": texts, "prompts": prompts, "lengths": lengths,
         "count": min(TOP, reference.config.vocab_size), "speed": _speed(reference.config, prompts),
     }
     ids_PK, log_q_PK, facts = probe(request, timeout)
-    log_p_PV, expected = _ours(reference, prompts, lengths, rounds=target.runtime == "llama_cpp")
+    engine = capabilities(target.runtime)
+    log_p_PV, expected = _ours(reference, prompts, lengths, engine.rounds)
     kl_P, error_P, largest, same = compare(log_p_PV, ids_PK, log_q_PK)
-    limit = tolerance or Tolerance(FLOOR[target.runtime].kl + MARGIN.kl * expected.kl,
-                                   FLOOR[target.runtime].error + MARGIN.error * expected.error)
+    limit = tolerance or Tolerance(engine.floor.kl + MARGIN.kl * expected.kl,
+                                   engine.floor.error + MARGIN.error * expected.error)
     kl, error = float(kl_P.mean()), float(error_P.mean())
     same_tokens = facts["tokens"] == ours if texts else None
     passed = kl <= limit.kl and error <= limit.error and same_tokens is not False

@@ -84,12 +84,3 @@ class Candidates:
             return {}
         weight_OI = self.weight(name)
         return {codec: self.get(name, codec).decode() - weight_OI for codec in self.menu[name]}
-
-
-def kronecker(change_OI: Tensor, moment_II: Tensor, fisher: Tensor) -> float:
-    """K-FAC damage 1/2 tr(B dW S dW^T), nats a token; fisher (O, O) or its diagonal (O,)."""
-    image_OI = change_OI @ moment_II
-    if fisher.ndim == 1:
-        return 0.5 * float((fisher * torch.linalg.vecdot(image_OI, change_OI)).sum(dtype=torch.float64))
-    return 0.5 * float(((fisher @ change_OI) * image_OI).sum(dtype=torch.float64))
-

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..checkpoint.architecture import objective
 from ..errors import SupremumError
 from ..progress import phase
 from .decode import Decoder, cache_bytes
@@ -38,9 +39,7 @@ def self_generated(checkpoint: Any, *, tokens: int, length: int, seed: int, batc
     with the same number of threads; elsewhere sums round differently, so callers keep the result.
     Raises SupremumError for models that write no text, and for windows longer than the context.
     """
-    name = (checkpoint.config.architectures or ["This model"])[0]
-    if not name.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")):
-        raise SupremumError(f"{checkpoint.source}: a {name} does not write text.", "Give calibration text with --text.")
+    check_writes(checkpoint)
     count = check_budget(tokens, length)
     check_context(checkpoint, length)
     model = checkpoint.model(dtype or fast_dtype())
@@ -57,6 +56,13 @@ def self_generated(checkpoint: Any, *, tokens: int, length: int, seed: int, batc
             rows.append(write(Decoder(model).step, starts, talks, length=length, generator=generator, advance=advance))
             done += size
     return torch.cat(rows)
+
+
+def check_writes(checkpoint: Any) -> None:
+    """Raises SupremumError for a model that writes no text."""
+    name = (checkpoint.config.architectures or ["This model"])[0]
+    if objective(name) != "next":
+        raise SupremumError(f"{checkpoint.source}: a {name} does not write text.", "Give text with --text.")
 
 
 def write(step: Callable[[Tensor], Tensor], starts: Starts, talks: list[bool], *, length: int,

@@ -50,24 +50,35 @@ def load_text(sources: Sequence[str | Path]) -> Iterator[str]:
             raise SupremumError(f"{source}: holds no text.", "Name a file with text in it.")
 
 
-def _documents(source: str) -> Iterator[str]:
+def files_of(source: str) -> list[Path]:
+    """The files that `source` names, in the order in which they are read; none for a dataset on the hub.
+
+    Raises SupremumError for what does not exist, and for a dataset where the library that reads it is missing.
+    """
     path = Path(source).expanduser()
     if path.is_dir():
         files = [f for f in sorted(path.rglob("*")) if f.is_file() and f.suffix.lower() in READABLE
                  and not any(part.startswith(".") for part in f.relative_to(path).parts)]
         if not files:
             raise SupremumError(f"{source}: the folder holds no text files.", f"Readable are {KNOWN}.")
-        for file in files:
-            yield from _file(file)
-    elif path.is_file():
-        yield from _file(path)
-    elif path.exists():
+        return files
+    if path.is_file():
+        return [path]
+    if path.exists():
         raise SupremumError(f"{source}: neither a file nor a folder.", f"Readable are {KNOWN} and folders of them.")
-    elif HUB.fullmatch(source) and path.suffix.lower() not in READABLE - {""}:
+    if HUB.fullmatch(source) and path.suffix.lower() not in READABLE - {""}:
+        _datasets(source)
+        return []
+    raise SupremumError(f"{source}: no such file or folder.",
+                        "Check the path; a dataset on the hub is named owner/name[:config][:split].")
+
+
+def _documents(source: str) -> Iterator[str]:
+    files = files_of(source)
+    for file in files:
+        yield from _file(file)
+    if not files:
         yield from _hub(source)
-    else:
-        raise SupremumError(f"{source}: no such file or folder.",
-                            "Check the path; a dataset on the hub is named owner/name[:config][:split].")
 
 
 def _file(path: Path) -> Iterator[str]:
@@ -194,12 +205,17 @@ def _parquet(path: Path) -> Iterator[str]:
                             "Download or write the file again.") from error
 
 
-def _hub(source: str) -> Iterator[str]:
+def _datasets(source: str) -> Any:
     try:
         import datasets
     except ImportError as error:
         raise SupremumError(f"{source}: no such file, and a dataset from the hub needs the datasets library.",
                             "Check the path, or pip install 'supremum[datasets]'") from error
+    return datasets
+
+
+def _hub(source: str) -> Iterator[str]:
+    datasets = _datasets(source)
     name, *rest = source.split(":")
     config, split = (rest[0] if len(rest) == 2 else None), (rest[-1] if rest else "train")
     try:
