@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .checkpoint import Checkpoint
 from .checkpoint.architecture import objective
+from .errors import SupremumError
 from .limits import LayerSpectrum, spectrum
 from .limits import metric as analysed
 from .progress import phase
@@ -95,6 +96,9 @@ def windows_of(checkpoint: Checkpoint, workspace: Workspace, text: list[str], to
                seed: int) -> tuple[Tensor, Tensor, dict[str, Any]]:
     """(calibration, held-out, where they came from); read once and kept in the workspace."""
     length = min(LENGTH, context_length(checkpoint) or LENGTH)
+    if tokens < length:
+        raise SupremumError(f"{tokens} calibration tokens are less than one window of {length}.",
+                            f"Ask for --tokens {length} or more.")
 
     def compute() -> dict[str, Tensor]:
         if text:

@@ -7,6 +7,7 @@ import json
 import os
 import shlex
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import psutil
 import torch
 
 from . import __version__, codecs
+from .allocate import Budget
 from .checkpoint import Checkpoint, open_checkpoint
 from .checkpoint.architecture import objective
 from .checkpoint.targets import LazyCoded, Target
@@ -65,15 +67,15 @@ def check_replaced(folder: Path, inputs: dict[str, Any]) -> None:
         raise SupremumError(f"{folder}: holds another result{command}.", "--fresh replaces it; or choose another --out.")
 
 
-def finished(folder: Path, inputs: dict[str, Any]) -> Document | None:
-    """The document of an earlier run with the same inputs, if it stands there. What that run left of its state when it was
-    killed at its very end goes, unless it is in use."""
+def finished(folder: Path, inputs: dict[str, Any], budget: Budget) -> Document | None:
+    """The document of an earlier run with the same inputs and budget, if it stands there. What that run left of its state
+    when it was killed at its very end goes, unless it is in use."""
     try:
         document = read_document(folder)
     except (StateError, OSError):
         return None
     state: Any = document["inputs"]
-    if state.get("state") != plain(inputs):
+    if state.get("state") != plain(inputs) or document["budget"] != plain(asdict(budget)):
         return None
     if (work := work_folder(folder)).exists():
         with contextlib.suppress(StateError):  # another's folder, other inputs, or a run that holds it
@@ -81,7 +83,7 @@ def finished(folder: Path, inputs: dict[str, Any]) -> Document | None:
     return document
 
 
-def rehearse(checkpoint: Checkpoint, kind: Any, menu: Menu, workspace: Workspace) -> None:
+def rehearse(checkpoint: Checkpoint, kind: Target, menu: Menu, workspace: Workspace) -> None:
     """Before the long work: one layer (and what is tied to it) by nearest rounding through export and the stock runtime."""
     def proof() -> dict[str, Any]:
         name, names = next((name, names) for name, names in menu.codecs.items() if names)

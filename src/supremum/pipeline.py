@@ -17,14 +17,14 @@ from . import __version__
 from .allocate import Budget, Option, Unit
 from .checkpoint import open_checkpoint
 from .checkpoint.targets import target as target_named
-from .gather import HELD_OUT_TOKENS, TOKENS, Gathered, compute_dtype, gather, gather_fisher, solve_candidates, work_folder
-from .limits import LayerSpectrum, Limits, limits
+from .gather import HELD_OUT_TOKENS, TOKENS, compute_dtype, gather, gather_fisher, solve_candidates, work_folder
+from .limits import Limits, limits
 from .measure.streamed import final_hidden
 from .output import check_output, check_replaced, convert, finished, move_into_place, rehearse, show_samples, write
 from .planning import block_rate, menu_of, prices, units_of
 from .preflight import preflight
 from .progress import forget_timings, keep_timings, note, phase
-from .reach import correction, reach, verify_frontier
+from .reach import reach, verify_frontier
 from .report import Document, write_report
 from .report.assemble import assemble
 from .runtime.verify import verify
@@ -63,12 +63,11 @@ def optimize(model: str | Path, budget: Budget, *, target: str = "gguf", text: l
     inputs = {"supremum": __version__, "torch": torch.__version__.split("+")[0], "threads": torch.get_num_threads(),
               "model": checkpoint.fingerprint, "text": [_text_state(source) for source in text or []], "seed": seed,
               "options": options}
-    state = inputs | {"budget": asdict(budget)}  # the budget changes nothing before the plan: its steps lie apart
-    if not fresh and (done := finished(folder, state)):
+    if not fresh and (done := finished(folder, inputs, budget)):
         note(f"{folder}: is finished with the same inputs; --fresh runs it again.")
         return Result(folder, done)
     if not fresh:
-        check_replaced(folder, state)
+        check_replaced(folder, inputs)
     with phase("check what is needed"):
         stream = BlockStream(checkpoint, dtype=compute_dtype(dtype))
         shapes = {name: shape for name, (shape, _) in orientation(stream).items()}
@@ -85,15 +84,16 @@ def optimize(model: str | Path, budget: Budget, *, target: str = "gguf", text: l
         units = units_of(checkpoint, kind, menu, shapes, gathered.stream.tables(), prices(gathered))
         reference = workspace.tensors("reference.safetensors",
                                       lambda: {"h": final_hidden(gathered.stream, gathered.held_out)})["h"]
-        measured = verify_frontier(gathered, units, candidates, reference, budget, kind)
-        chosen, coded, quality = reach(gathered, units, candidates, reference, budget, kind, measured)
+        points = verify_frontier(gathered, units, candidates, reference, budget, kind)
+        chosen, coded, measured = reach(gathered, units, candidates, reference, budget, kind, points)
         written = write(checkpoint, kind, coded, workspace.folder / budget.name / "output")
         with phase("prove in the stock runtime"):
             proof = workspace.json(f"{budget.name}/proof.json", lambda: verify(written, kind).asdict())
         spectra = list(gathered.spectra())
-        document = assemble(gathered, kind, budget, units, chosen, measured, quality, proof,
-                            _limits(gathered, spectra, chosen, units, quality), spectra, written,
-                            show_samples(checkpoint, written), state, factor=correction(measured),
+        bounds = limits(checkpoint, spectra, reached=_reached(units, chosen, measured))
+        samples = show_samples(checkpoint, written)
+        document = assemble(gathered, kind, budget, units, chosen, points=points, measured=measured, proof=proof,
+                            bounds=bounds, spectra=spectra, written=written, samples=samples, inputs=inputs,
                             command=_command(model, folder, budget, options, text or [], seed))
         staging = written if written.is_dir() else written.parent
         write_report(document, staging)
@@ -104,11 +104,10 @@ def optimize(model: str | Path, budget: Budget, *, target: str = "gguf", text: l
         workspace.close()
 
 
-def _limits(gathered: Gathered, spectra: list[LayerSpectrum], chosen: list[Option], units: list[Unit],
-            quality: dict[str, Any]) -> Limits:
-    _, bits = block_rate(units, chosen)
-    reached = (bits, quality["kl_mean"]) if quality["kl_mean"] else None
-    return limits(gathered.checkpoint, spectra, reached=reached)
+def _reached(units: list[Unit], chosen: list[Option], measured: dict[str, Any]) -> tuple[float, float] | None:
+    """(bits a weight, KL) of the result, to be shown beside the limit."""
+    weights, bits = block_rate(units, chosen)
+    return (bits, measured["kl_mean"]) if weights and measured["kl_mean"] else None
 
 
 def measure_limits(model: str | Path, *, text: list[str] | None = None, tokens: int | None = None, seed: int = 0,

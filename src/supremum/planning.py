@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from . import codecs
 from .allocate import Budget, Option, Unit, choose
 from .checkpoint import Checkpoint
+from .checkpoint.targets import Target
 from .errors import BudgetError, SupremumError
 from .gather import Gathered, price
 from .sizes import format_size
@@ -23,7 +23,7 @@ class Menu:
     ties: list[list[str]]
 
 
-def menu_of(target: Any, checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, int]], keep: Sequence[str],
+def menu_of(target: Target, checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, int]], keep: Sequence[str],
             only: Sequence[str] = ()) -> Menu:
     """What each tensor may become. keep: parts of names that stay as they are. only: these codecs instead of the menu.
 
@@ -48,8 +48,8 @@ def menu_of(target: Any, checkpoint: Checkpoint, shapes: Mapping[str, tuple[int,
     return Menu(chosen, [tie for tie in ties if len(tie) > 1])
 
 
-def units_of(checkpoint: Checkpoint, target: Any, menu: Menu, shapes: Mapping[str, tuple[int, int]], tables: Collection[str],
-             nats: Mapping[tuple[str, str], float] | None = None) -> list[Unit]:
+def units_of(checkpoint: Checkpoint, target: Target, menu: Menu, shapes: Mapping[str, tuple[int, int]],
+             tables: Collection[str], nats: Mapping[tuple[str, str], float] | None = None) -> list[Unit]:
     """Every matrix with its options: its codecs, and to stay as it is, at the bytes that the target then needs.
 
     tables: the embedding and the head, which do not count for bits a weight. nats: predicted damage by (tensor, codec);
@@ -89,7 +89,7 @@ def plan_of(units: Sequence[Unit], options: Sequence[Option]) -> dict[str, str]:
             for name in unit.tensors}
 
 
-def fixed_bytes(checkpoint: Checkpoint, target: Any, units: Sequence[Unit]) -> int:
+def fixed_bytes(checkpoint: Checkpoint, target: Target, units: Sequence[Unit]) -> int:
     """Bytes that no choice changes: metadata, tokenizer, norms, and what was kept."""
     options = [unit.options[0] for unit in units]
     return target.size(checkpoint, plan_of(units, options)) - sum(option.nbytes for option in options)
@@ -102,7 +102,7 @@ def block_rate(units: Sequence[Unit], options: Sequence[Option]) -> tuple[int, f
     return weights, 8 * nbytes / max(weights, 1)
 
 
-def check_feasible(budget: Budget, units: Sequence[Unit], checkpoint: Checkpoint, target: Any) -> None:
+def check_feasible(budget: Budget, units: Sequence[Unit], checkpoint: Checkpoint, target: Target) -> None:
     """Raises BudgetError, naming the least that would do, if even the smallest options exceed the size or the bits."""
     least = [min(unit.options, key=lambda option: option.nbytes) for unit in units]
     smallest = target.size(checkpoint, plan_of(units, least))
@@ -116,7 +116,7 @@ def check_feasible(budget: Budget, units: Sequence[Unit], checkpoint: Checkpoint
                           f"Ask for --bits {math.ceil(bits * 1000) / 1000} or more, or another --target.")
 
 
-def spend(budget: Budget, units: Sequence[Unit], checkpoint: Checkpoint, target: Any, *, nats: float | None = None,
+def spend(budget: Budget, units: Sequence[Unit], checkpoint: Checkpoint, target: Target, *, nats: float | None = None,
           ) -> list[Option]:
     """The best options within the budget; the target's exact size is checked, not estimated.
 

@@ -7,13 +7,13 @@ import shutil
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
 
 from . import codecs
 from .allocate import Budget
 from .checkpoint import Checkpoint
+from .checkpoint.targets import Target
 from .errors import SupremumError
 from .gather import work_folder
 from .limits.topology import memory_limit
@@ -52,7 +52,7 @@ def needs(checkpoint: Checkpoint, menu: Menu, shapes: Mapping[str, tuple[int, in
     return Needs(memory, disk)
 
 
-def preflight(checkpoint: Checkpoint, target: Any, budget: Budget, out: Path, menu: Menu,
+def preflight(checkpoint: Checkpoint, target: Target, budget: Budget, out: Path, menu: Menu,
               shapes: Mapping[str, tuple[int, int]], tables: Collection[str], *, tokens: int, blocks: int, item: int,
               ) -> Needs:
     """Refuse now what could not end well. Raises SupremumError or BudgetError naming the cause and the remedy."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 
 from .allocate import Budget, Option, Unit, frontier
-from .checkpoint.targets import LazyCoded
+from .checkpoint.targets import LazyCoded, Target
 from .codecs import Coded
 from .errors import BudgetError
 from .gather import Gathered
@@ -26,7 +26,7 @@ ATTEMPTS = 4  # plans tried to meet a largest KL
 
 
 def verify_frontier(gathered: Gathered, units: list[Unit], candidates: Candidates, reference: torch.Tensor,
-                     budget: Budget, kind: Any) -> list[dict[str, Any]]:
+                     budget: Budget, kind: Target) -> list[dict[str, Any]]:
     """True KL of a few frontier points, without drift correction: what the prediction is refitted on."""
     def measure() -> list[dict[str, Any]]:
         hull = frontier(units)
@@ -54,14 +54,14 @@ def verify_frontier(gathered: Gathered, units: list[Unit], candidates: Candidate
     return found
 
 
-def correction(points: list[dict[str, Any]]) -> float:
+def correction(points: Sequence[Mapping[str, Any]]) -> float:
     """true KL / predicted nats: the geometric mean over the measured points."""
     ratios = [math.log(point["kl"] / point["nats"]) for point in points if point["kl"] > 0 and point["nats"] > 0]
     return math.exp(sum(ratios) / len(ratios)) if ratios else 1.0
 
 
 def reach(gathered: Gathered, units: list[Unit], candidates: Candidates, reference: torch.Tensor, budget: Budget,
-           kind: Any, points: list[dict[str, Any]]) -> tuple[list[Option], LazyCoded, dict[str, Any]]:
+           kind: Target, points: list[dict[str, Any]]) -> tuple[list[Option], LazyCoded, dict[str, Any]]:
     """Plan, solve and measure; with a largest KL, again with a stricter prediction until the measurement holds."""
     factor = correction(points)
     for attempt in range(ATTEMPTS):

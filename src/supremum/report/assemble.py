@@ -10,31 +10,34 @@ from typing import Any
 
 from .. import __version__, codecs
 from ..allocate import Budget, Option, Unit, frontier
+from ..checkpoint.targets import Target
 from ..gather import Gathered
 from ..limits import Curve, LayerSpectrum, Limits
 from ..limits.topology import processor_name
 from ..plain import plain
 from ..planning import block_rate, fixed_bytes, plan_of, reason
 from ..progress import peaks, timings
+from ..reach import correction
 from ..versions import version_of
 from .document import SCHEMA, Document
 
 PACKAGES = ("torch", "transformers", "gguf", "safetensors", "compressed-tensors", "xllamacpp", "numpy", "scipy")
 
 
-def assemble(gathered: Gathered, target: Any, budget: Budget, units: Sequence[Unit], chosen: Sequence[Option],
-             measured: Sequence[Mapping[str, Any]], quality: Mapping[str, Any], proof: Mapping[str, Any], found: Limits,
+def assemble(gathered: Gathered, target: Target, budget: Budget, units: Sequence[Unit], chosen: Sequence[Option], *,
+             points: Sequence[Mapping[str, Any]], measured: Mapping[str, Any], proof: Mapping[str, Any], bounds: Limits,
              spectra: Sequence[LayerSpectrum], written: Path, samples: Sequence[Mapping[str, Any]],
-             state: Mapping[str, Any], *, factor: float, command: str) -> Document:
-    """The whole document; `factor` is true KL over predicted nats."""
+             inputs: Mapping[str, Any], command: str) -> Document:
+    """The whole document. points: the measured frontier; inputs: what makes two runs the same."""
     checkpoint = gathered.checkpoint
     plan = plan_of(units, chosen)
     block_weights, bits = block_rate(units, chosen)
     fixed = fixed_bytes(checkpoint, target, units)
     curve = Curve(spectra)
-    kl = quality.get("kl_mean")
+    kl = measured.get("kl_mean")
     tables_bytes = fixed + sum(o.nbytes for unit, o in zip(units, chosen, strict=True) if not unit.in_blocks)
     size = target.size(checkpoint, plan)
+    factor = correction(points)
     predicted = factor * sum(option.nats for option in chosen)
     document: Document = plain({
         "schema": SCHEMA, "supremum_version": __version__, "command": command,
@@ -43,25 +46,25 @@ def assemble(gathered: Gathered, target: Any, budget: Budget, units: Sequence[Un
             "architecture": (checkpoint.config.architectures or ["unknown"])[0], "fingerprint": checkpoint.fingerprint,
             "bytes": sum(info.nbytes for info in checkpoint.tensors.values()),
             "parameters": sum(_count(info.shape) for info in checkpoint.tensors.values()),
-            "text_fingerprint": _text_fingerprint(gathered), "seed": state["seed"], "options": dict(state["options"]),
-            "state": dict(state)},
+            "text_fingerprint": _text_fingerprint(gathered), "seed": inputs["seed"], "options": dict(inputs["options"]),
+            "state": dict(inputs)},
         "text": gathered.text,
         "versions": {"python": platform.python_version()} | {p: v for p in PACKAGES if (v := version_of(p))},
         "machine": machine(),
-        "limits": found.to_dict(),
+        "limits": bounds.to_dict(),
         "budget": {"size": budget.size, "bits": budget.bits, "max_kl": budget.max_kl},
         "plan": _layers(gathered, units, chosen, curve, kl),
-        "frontier": _frontier(units, measured, curve, block_weights, fixed, tables_bytes, factor,
+        "frontier": _frontier(units, points, curve, block_weights, fixed, tables_bytes, factor,
                               {"bits": bits, "bytes": size, "kl": kl}),
         "result": {"target": target.name, "file": written.name if written.is_file() else ".", "bytes": size,
                    "budget_bytes": budget.size, "bits_per_weight": bits, "predicted_kl": predicted,
-                   "measured": dict(quality), "limit_kl": curve.kl_at_bits(bits),
+                   "measured": dict(measured), "limit_kl": curve.kl_at_bits(bits),
                    "limit_bits": curve.bits_at_kl(kl) if kl else None,
                    "gap_bits": curve.gap_bits(bits, kl) if kl else None},
         "proof": dict(proof),
         "phases": [{"name": name, "seconds": seconds, "peak_rss_mb": peaks.get(name)} for name, seconds in timings.items()],
         "samples": list(samples),
-        "assumptions": list(found.information.assumptions),
+        "assumptions": list(bounds.information.assumptions),
     })
     return document
 
