@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -229,23 +230,28 @@ def test_infeasible_budgets_name_what_is_feasible(tiny_model, text, tmp_path):
         run(tiny_model("llama"), text, tmp_path / "out2", Budget(bits=4.6, max_kl=1e-9))
 
 
-def test_a_result_is_replaced_only_when_told_and_a_told_run_resumes(tiny_model, text, tmp_path):
-    model, out = tiny_model("llama"), tmp_path / "out"
-    first = run(model, text, out, Budget(bits=6)).document
+@pytest.fixture(scope="module")
+def finished(tiny_model, text, tmp_path_factory):
+    """The folder of a finished run at 6 bits; copy it before use."""
+    return run(tiny_model("llama"), text, tmp_path_factory.mktemp("finished") / "out", Budget(bits=6)).folder
+
+
+def test_a_result_is_replaced_only_when_told_and_a_told_run_resumes(finished, tiny_model, text, tmp_path):
+    model, out = tiny_model("llama"), shutil.copytree(finished, tmp_path / "out")
+    first = read_document(out)
     with pytest.raises(SupremumError, match="holds another result"):
         run(model, text, out, Budget(bits=7))
     with pytest.raises(SupremumError, match="holds another result"):
         convert(model, "gguf", out)
     assert read_document(out) == first and not (tmp_path / "out.work").exists()
-    state = run(model, text, tmp_path / "other", Budget(bits=7)).document["inputs"]["state"]
-    Workspace(tmp_path / "out.work", state).close()  # as a killed run with fresh=True leaves it
+    Workspace(tmp_path / "out.work", first["inputs"]["state"]).close()  # as a killed run with fresh=True leaves it
     assert run(model, text, out, Budget(bits=7)).document["budget"]["bits"] == 7
 
 
 @pytest.mark.parametrize("left", ["whole", "without steps", "only its lock", "another's", "in use"])
-def test_what_a_run_killed_at_its_end_left_is_removed(tiny_model, text, tmp_path, left):
-    result = run(tiny_model("llama"), text, tmp_path / "out", Budget(bits=6))
-    inputs = result.document["inputs"]["state"] if left != "another's" else {"model": "another"}
+def test_what_a_run_killed_at_its_end_left_is_removed(finished, tiny_model, text, tmp_path, left):
+    document = read_document(shutil.copytree(finished, tmp_path / "out"))
+    inputs = document["inputs"]["state"] if left != "another's" else {"model": "another"}
     workspace = Workspace(tmp_path / "out.work", inputs)
     if left in ("whole", "another's", "in use"):
         workspace.json("final0/step.json", dict)
@@ -253,7 +259,7 @@ def test_what_a_run_killed_at_its_end_left_is_removed(tiny_model, text, tmp_path
         (tmp_path / "out.work" / "state.json").unlink()
     if left != "in use":
         workspace.close()
-    assert run(tiny_model("llama"), text, tmp_path / "out", Budget(bits=6)).document == result.document
+    assert run(tiny_model("llama"), text, tmp_path / "out", Budget(bits=6)).document == document
     workspace.close()
     assert (tmp_path / "out.work").exists() == (left in ("another's", "in use"))
 
