@@ -1,18 +1,18 @@
-"""What drift correction is worth, and how much of it the calibration text supports.
+"""What drift correction is worth, and how much the calibration text supports: the ridge of the correction, the damping.
 
-    python bench/ridge.py MODEL CALIBRATION_TEXT TEST_TEXT [--codec int4-g64 --tokens 16384 --ridges 0.01 0.05 0.2]
+    python bench/ridge.py MODEL CALIBRATION_TEXT TEST_TEXT [--codec int4-g64 --tokens 16384 --settings 0.2:0.01 0.5:0.1]
 
-Solves every linear layer of the blocks in one codec, without correction and with it at several ridges, and prints KL on the
-first windows of the test text (bfloat16, run block by block). About 6 minutes a row for 135 M parameters on one busy core.
+Solves every linear layer of the blocks in one codec, for each RIDGE:DAMPING (RIDGE "none": not corrected, which is GPTQ with
+searched scales), and prints KL on the first windows of the test text (bfloat16, run block by block) and seconds.
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
+import time
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--codec", default="int4-g64")
     parser.add_argument("--tokens", type=int, default=16384)
     parser.add_argument("--windows", type=int, default=6)
-    parser.add_argument("--ridges", type=float, nargs="+", default=[0.01, 0.05, 0.2])
+    parser.add_argument("--settings", nargs="+", default=["none:0.01", "0.01:0.01", "0.2:0.01", "0.5:0.03", "0.5:0.1", "0.5:0.3"])
     args = parser.parse_args()
     checkpoint = open_checkpoint(args.model)
     windows = tokens_from_text(checkpoint, [args.calibration], tokens=args.tokens, length=512)
@@ -43,20 +43,19 @@ def main() -> None:
     stream = BlockStream(checkpoint, dtype=fast_dtype())
     shapes = {name: shape for name, (shape, turned) in orientation(stream).items() if not turned}
     plan = {name: args.codec for name in shapes if name not in stream.table_names()}
-    corrected = final._solve_block
-
-    def uncorrected(block: Any, call: Any, original_NTd: Any, *rest: Any) -> Any:
-        return corrected(block, call, None, *rest)
-
+    corrected = final._targets
     with tempfile.TemporaryDirectory() as folder:
         workspace = Workspace(Path(folder) / "work", {})
         sweep(stream, windows, workspace)
         reference = final_hidden(stream, test)
-        for ridge in [None, *args.ridges]:
-            final._solve_block = uncorrected if ridge is None else corrected
-            final.RIDGE = ridge or final.RIDGE
+        for setting in args.settings:
+            ridge, damping = setting.split(":")
+            final._targets = corrected if ridge != "none" else lambda weights, drift: dict(weights)
+            final.RIDGE, final.DAMPING = 0.0 if ridge == "none" else float(ridge), float(damping)
+            start = time.perf_counter()
             files = final.solve_final(stream, windows, workspace, plan, lambda name: checkpoint.read(name).float(), shapes,
-                                      f"ridge-{ridge}", {})
+                                      setting, {})
+            seconds = time.perf_counter() - start
 
             def weight(files: dict[str, str], name: str) -> torch.Tensor | None:
                 if name not in files:
@@ -64,7 +63,8 @@ def main() -> None:
                 return load_coded(workspace, files[name], f"{name}|{args.codec}", args.codec, shapes[name]).decode()
 
             quality = streamed_quality(stream, test, reference, partial(weight, files))
-            print(f"{args.codec} ridge {ridge}: KL {quality.kl_mean:.4f} +- {quality.kl_se:.4f}", flush=True)
+            print(f"{args.codec} ridge {ridge} damping {damping}: KL {quality.kl_mean:.4f} +- {quality.kl_se:.4f}, solved in "
+                  f"{seconds:.0f} s", flush=True)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,6 @@ from .workspace import Workspace
 
 TOKENS, HELD_OUT_TOKENS = 16384, 4096
 LENGTH, FISHER_LENGTH = 512, 256  # tokens of a window; of its beginning that the backward sweep uses
-TIED_DAMPING = 0.1  # of the head's metric where its table is also looked up, which every column suffers from alike
 
 
 @dataclass
@@ -148,12 +147,9 @@ def solve_candidates(gathered: Gathered, menu: Mapping[str, list[str]]) -> Candi
                 groups.setdefault(key, []).append(gathered.inner(block, layer))
             candidates.solve_block(f"candidates/{i:04d}.safetensors", sums, groups)
             advance()
-    embedding, head = gathered.stream.table_names()
+    _, head = gathered.stream.table_names()
     for name in gathered.stream.tables():
-        metric = None
-        if name == head:
-            moment_II = gathered.workspace.load(HEAD_MOMENTS)["S"]
-            metric = Metric.of(moment_II, damping=TIED_DAMPING) if name == embedding else Metric.of(moment_II)
+        metric = Metric.of(gathered.workspace.load(HEAD_MOMENTS)["S"]) if name == head else None
         candidates.solve_table(f"candidates/{name}.safetensors", name, metric)
     return candidates
 

@@ -35,7 +35,7 @@ def test_equals_textbook_gptq(name: str, act_order: bool) -> None:
     codec = codecs.get(name)
     columns = 256 if codec.block == 256 else 192  # more than two of the solver's blocks
     weight_OI, moment_II = reference.weights(5, columns, seed=3), reference.moment(columns, seed=3)
-    metric = Metric.of(moment_II, act_order=act_order)
+    metric = Metric.of(moment_II, damping=0.01, act_order=act_order)
     metric_II = moment_II.double() + 0.01 * moment_II.double().diagonal().mean() * torch.eye(columns)
     order_I = metric_II.diagonal().argsort(descending=True, stable=True) if act_order else torch.arange(columns)
     grid = search(weight_OI, metric.moment_II.diagonal(), codec)
@@ -171,7 +171,7 @@ def test_act_order_is_better_on_average_where_inputs_differ_much() -> None:
     codec, ratios = codecs.get("int3-channel"), []
     for seed in range(12):
         moment_II, weight_OI = reference.moment(96, seed, skew=1.5), reference.weights(8, 96, seed, tail=0)
-        ordered, natural = (Metric.of(moment_II, act_order=act_order) for act_order in (True, False))
+        ordered, natural = (Metric.of(moment_II, damping=0.01, act_order=act_order) for act_order in (True, False))
         one, other = (distortion(weight_OI - solve(weight_OI, m, codec, refits=0).decode(), ordered.moment_II)
                       for m in (ordered, natural))
         ratios.append(one / other)

@@ -72,7 +72,7 @@ def test_blocks_without_any_codec_are_finished_too(tmp_path: Path) -> None:
 def test_tables_are_rounded_or_solved(tmp_path: Path) -> None:
     menu, shapes = {"embed.weight": ["int4-g32", "Q8_0"], "none.weight": []}, {"embed.weight": (40, 64)}
     workspace, table = Workspace(tmp_path / "work", {}), reference.weights(40, 64)
-    for file, metric in (("a.safetensors", None), ("b.safetensors", Metric.of(reference.moment(64), damping=0.1))):
+    for file, metric in (("a.safetensors", None), ("b.safetensors", Metric.of(reference.moment(64)))):
         candidates = Candidates(workspace, lambda name: table, menu, shapes)
         candidates.solve_table(file, "embed.weight", metric)
         for codec in menu["embed.weight"]:

@@ -28,6 +28,7 @@ from ..codecs import Codec, Coded, Grid, decode_grid
 from .scales import nearest_levels, refit, search, uniform_levels
 
 BLOCK = 64
+DAMPING = 0.1  # share of mean(diag S) added to S: less fits the calibration text and not the next (bench/ridge.py)
 
 
 def damped(moment_II: Tensor, damping: float) -> Tensor:
@@ -59,7 +60,7 @@ class Metric:
     factor_II: Tensor  # U of the ordered moment
 
     @classmethod
-    def of(cls, moment_II: Tensor, *, damping: float = 0.01, act_order: bool = True) -> Metric:
+    def of(cls, moment_II: Tensor, *, damping: float = DAMPING, act_order: bool = True) -> Metric:
         """act_order: largest diag(S) first, as the columns rounded last find nothing behind them to absorb their error.
         Raises torch.linalg.LinAlgError if the damped moment is not positive definite."""
         moment_II = damped(moment_II.float(), damping)

@@ -24,13 +24,12 @@ from ..progress import track
 from ..stats.streaming import BlockStream, Call, linears, set_weight
 from ..stats.sweep import accumulate, batches, hidden_file, moments, run_block
 from ..workspace import Workspace
-from .cancellation import Metric, damped, solve_together
+from .cancellation import DAMPING, Metric, damped, solve_together
 from .candidates import Oriented, load_coded, save_coded
 from .residual import writers
 from .walk import Seen, Walk
 
-DAMPING = 0.01  # of the metric that the solver works in, share of mean(diag S)
-RIDGE = 0.2  # of the regression that gives W*: smaller ones fit the calibration text and not the next (bench/ridge.py)
+RIDGE = 0.5  # of the regression that gives W*: smaller ones fit the calibration text and not the next (bench/ridge.py)
 REFITS = 1
 
 
