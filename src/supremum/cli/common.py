@@ -62,7 +62,9 @@ Target = Annotated[str, typer.Option(
     "--target", parser=target_option, metavar="TARGET",
     help=f"Format and the runtime that reads it: {', '.join(targets.names())}.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random; same inputs, same bytes.")]
-Dtype = Annotated[Precision, typer.Option("--dtype", help="Number type of the forward passes.")]
+Dtype = Annotated[Precision, typer.Option(
+    "--dtype", help="Number type of the forward passes; auto is bfloat16 where the processor multiplies in it (float32 in "
+                    "`evaluate`).")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
 Debug = Annotated[bool, typer.Option("--debug", envvar="SUPREMUM_DEBUG", help="Show tracebacks and library warnings.")]
 

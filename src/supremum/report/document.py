@@ -85,8 +85,8 @@ class Point(TypedDict):
 
 
 class Measured(TypedDict):
-    """`measure.Quality.to_dict()` on held-out text, read back from the written files. An encoder without a head has
-    its own fields (`EncoderQuality`) beside these, and null here."""
+    """`measure.Quality.to_dict()` on held-out text, of the solved weights in the run's compute dtype. Of a model without a
+    vocabulary head only the KL is given; the rest is null."""
 
     perplexity: Number
     perplexity_se: Number
