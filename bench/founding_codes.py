@@ -95,7 +95,7 @@ class Codes:
         for key in sums:
             weights = {f"{block}.{layer}.weight": self.weight(f"{block}.{layer}.weight")
                        for layer, own in keys.items() if own == key}
-            ready = Metric.of(sums[key])
+            ready = Metric.of(sums[key], damping=0.01)
             for codec in FEEDBACK:
                 solved = solve_together(weights, ready, codecs.get(codec), refits=0)
                 made |= {f"{name}|feedback {codec}": coded.decode() for name, coded in solved.items()}

@@ -37,6 +37,8 @@ CODECS = ("int8-g64", "int6-g64", "int5-g64", "int4-g64", "int3-g64", "int2-g64"
 WAYS = ("nearest", "feedback")
 Gaps = dict[tuple[str, str, str, str], list[float]]  # (codec, way, "calibration" or "held-out", layer kind) -> gaps
 
+DAMPING = 0.01  # the usual one of GPTQ; the product takes more, for text of another kind
+
 
 def limit_of(name: str, weight_OI: Tensor, moment_II: Tensor, tokens: int) -> LayerSpectrum:
     return spectrum(name, weight_OI, metric(moment_II, tokens=tokens), torch.ones(len(weight_OI)))
@@ -48,7 +50,7 @@ def block_gaps(checkpoint: Checkpoint, block: str, turned: dict[str, bool], name
     """Add the gaps of one block's layers. sides: "calibration" and "held-out" -> (moments by key, key by layer)."""
     sums, keys = sides["calibration"]
     for key, moment_II in sums.items():
-        ready = Metric.of(moment_II)
+        ready = Metric.of(moment_II, damping=DAMPING)
         for layer in (layer for layer, own in keys.items() if own == key):
             name = f"{block}.{layer}.weight"
             stored = checkpoint.read(name).float()
