@@ -12,7 +12,6 @@ from torch import Tensor
 
 from .checkpoint import Checkpoint
 from .checkpoint.architecture import objective
-from .errors import SupremumError
 from .limits import LayerSpectrum, spectrum
 from .limits import metric as analysed
 from .progress import phase
@@ -22,7 +21,7 @@ from .stats.fisher import fisher, fisher_file, shrunk
 from .stats.streaming import BlockStream, Call, orientation
 from .stats.sweep import HEAD_MOMENTS, moments, sweep
 from .text import calibration_and_held_out, fast_dtype, self_generated
-from .text.windows import context_length
+from .text.windows import check_budget, context_length
 from .workspace import Workspace
 
 TOKENS, HELD_OUT_TOKENS = 16384, 4096
@@ -95,9 +94,7 @@ def windows_of(checkpoint: Checkpoint, workspace: Workspace, text: list[str], to
                seed: int) -> tuple[Tensor, Tensor, dict[str, Any]]:
     """(calibration, held-out, where they came from); read once and kept in the workspace."""
     length = min(LENGTH, context_length(checkpoint) or LENGTH)
-    if tokens < length:
-        raise SupremumError(f"{tokens} calibration tokens are less than one window of {length}.",
-                            f"Ask for --tokens {length} or more.")
+    check_budget(tokens, length)
 
     def compute() -> dict[str, Tensor]:
         if text:

@@ -173,13 +173,12 @@ def check_budget(tokens: int, length: int) -> int:
         raise SupremumError(f"Windows of {length} tokens hold nothing to predict.", "Use --length 2 or more.")
     if tokens < length:
         raise SupremumError(f"{tokens} tokens are less than one window of {length}.",
-                            f"Use --tokens {length} or more, or a smaller --length.")
+                            f"Use --tokens {length} or more.")
     return tokens // length
 
 
 def _too_little(windows: Tensor, wanted: int, tokens: int | None = None) -> SupremumError:
     have, length = windows.shape
     there = f"{tokens} tokens, " if tokens is not None else ""
-    remedy = f"use --tokens {have * length} or less." if have else "a smaller --length."
     return SupremumError(f"The text holds {there}{have} windows of {length}; {wanted} are wanted.",
-                         f"Give more text, or {remedy}")
+                         "Give more text, or ask for fewer --tokens.")
