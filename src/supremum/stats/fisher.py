@@ -12,7 +12,7 @@ drawn from them would promise to use. `shrunk` mixes in the share r of mean(diag
     r = (E_s |B_s|^2 - |B|^2) / N  /  (|B|^2 - tr(B)^2 / O)      B_s the mean over sequence s of N
 
 The second is exact to second order for the sampled sequences: given the text, scores of different positions are
-uncorrelated. G_s is formed for one sequence of one layer at a time and only its inner products with the candidates'
+uncorrelated. G_s is formed for a few sequences of one layer at a time and only its inner products with the candidates'
 changes are kept. A model without a vocabulary head is read as a Gaussian around its output with the output's own
 variance: KL is then half the relative squared error summed over features.
 """
@@ -31,6 +31,7 @@ from ..workspace import Workspace
 from .streaming import BlockStream, linears
 from .sweep import accumulate, batches, hidden_file
 
+SEQUENCES, CHUNK = 8, 1 << 16  # of weight gradients: sequences, and weights of each, that are worked on at one time
 FULL_FISHER = 4096  # outputs up to which B is kept whole; beyond, its diagonal
 
 Changes = Callable[[str], Mapping[str, Tensor]]  # tensor name -> (codec name -> dW (O, I)) of its candidates
@@ -206,11 +207,14 @@ def _mean(found: dict[str, Tensor], sequences: int, length: int) -> None:
 
 def _add_products(found: dict[str, Tensor], name: str, g_NTO: Tensor, x_NTI: Tensor, changes: Mapping[str, Tensor],
                   ) -> None:
-    if not changes:
-        return
-    for g_TO, x_TI in zip(g_NTO, x_NTI, strict=True):
-        weight_gradient = (g_TO.T @ x_TI).flatten()
-        for codec, change in changes.items():
+    """<G_s, dW> of each sequence; the weight gradients of SEQUENCES of them at a time are held."""
+    for g_sTO, x_sTI in zip(g_NTO.split(SEQUENCES), x_NTI.split(SEQUENCES), strict=True) if changes else ():
+        gradient_sP = torch.bmm(g_sTO.transpose(1, 2), x_sTI).flatten(1)
+        total_Cs = torch.zeros(len(changes), len(gradient_sP))
+        for start in range(0, gradient_sP.shape[1], CHUNK):  # what is in float32 at one time stays in the caches
+            part = slice(start, start + CHUNK)
+            stacked_Cp = torch.stack([change[part] for change in changes.values()])
+            total_Cs += stacked_Cp.float() @ gradient_sP[:, part].float().T
+        for codec, value_s in zip(changes, total_Cs, strict=True):
             key = f"v|{name}|{codec}"
-            value = torch.dot(weight_gradient.float(), change.float()).view(1)
-            found[key] = torch.cat([found[key], value]) if key in found else value
+            found[key] = torch.cat([found[key], value_s]) if key in found else value_s.clone()
