@@ -152,6 +152,12 @@ def test_another_budget_uses_what_is_gathered(tiny_model, text, tmp_path, monkey
     assert files(run(model, text, tmp_path / "same", Budget(bits=6)).folder) == files(result.folder)
 
 
+def test_too_few_tokens_are_refused_before_any_work(tiny_model, text, tmp_path):
+    with pytest.raises(SupremumError, match=r"31 tokens are less than one window of.*--tokens"):
+        optimize(tiny_model("llama"), Budget(bits=6), text=[text], tokens=31, out=tmp_path / "out")
+    assert not list(tmp_path.glob("out*"))
+
+
 def test_state_of_another_run_is_refused_by_name(tiny_model, text, tmp_path):
     model = tiny_model("llama")
     workspace = Workspace(tmp_path / "out.work", {"model": "another", "seed": 0})

@@ -21,7 +21,7 @@ from .stats.fisher import fisher, fisher_file, shrunk
 from .stats.streaming import BlockStream, Call, orientation
 from .stats.sweep import HEAD_MOMENTS, moments, sweep
 from .text import calibration_and_held_out, fast_dtype, self_generated
-from .text.windows import check_budget, context_length
+from .text.windows import context_length
 from .workspace import Workspace
 
 TOKENS, HELD_OUT_TOKENS = 16384, 4096
@@ -90,11 +90,15 @@ class Gathered:
         return found
 
 
+def window_length(checkpoint: Checkpoint) -> int:
+    """Tokens of a calibration window."""
+    return min(LENGTH, context_length(checkpoint) or LENGTH)
+
+
 def windows_of(checkpoint: Checkpoint, workspace: Workspace, text: list[str], tokens: int, held_out_tokens: int,
                seed: int) -> tuple[Tensor, Tensor, dict[str, Any]]:
     """(calibration, held-out, where they came from); read once and kept in the workspace."""
-    length = min(LENGTH, context_length(checkpoint) or LENGTH)
-    check_budget(tokens, length)
+    length = window_length(checkpoint)
 
     def compute() -> dict[str, Tensor]:
         if text:

@@ -17,7 +17,16 @@ from . import __version__
 from .allocate import Budget, Option, Unit
 from .checkpoint import open_checkpoint
 from .checkpoint.targets import target as target_named
-from .gather import HELD_OUT_TOKENS, TOKENS, compute_dtype, gather, gather_fisher, solve_candidates, work_folder
+from .gather import (
+    HELD_OUT_TOKENS,
+    TOKENS,
+    compute_dtype,
+    gather,
+    gather_fisher,
+    solve_candidates,
+    window_length,
+    work_folder,
+)
 from .limits import Limits, limits
 from .measure.streamed import final_hidden
 from .output import check_output, check_replaced, convert, finished, move_into_place, rehearse, show_samples, write
@@ -31,6 +40,7 @@ from .runtime.verify import verify
 from .stats.streaming import BlockStream, orientation
 from .text.generate import check_writes
 from .text.sources import files_of
+from .text.windows import check_budget
 from .workspace import Workspace
 
 
@@ -55,6 +65,7 @@ def optimize(model: str | Path, budget: Budget, *, target: str = "gguf", text: l
     kind = target_named(target)
     folder = Path(out)
     check_output(folder, checkpoint)
+    check_budget(tokens or TOKENS, window_length(checkpoint))
     if not text:
         check_writes(checkpoint)
     forget_timings()
