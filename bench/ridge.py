@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("test")
     parser.add_argument("--codec", default="int4-g64")
     parser.add_argument("--tokens", type=int, default=16384)
-    parser.add_argument("--windows", type=int, default=6)
+    parser.add_argument("--windows", type=int, default=8)
     parser.add_argument("--settings", nargs="+", default=["none:0.01", "0.2:0.01", "0.5:0.03", "0.5:0.1", "0.5:0.3"])
     args = parser.parse_args()
     checkpoint = open_checkpoint(args.model)
