@@ -164,7 +164,7 @@ def test_units_have_real_bytes_and_ties_move_together() -> None:
 def test_kept_layers_count_at_the_bytes_the_target_gives_them() -> None:
     """Kept by the user: measured by what the file would save; without any format: as the checkpoint holds it."""
     checkpoint: Any = SimpleNamespace(tensors={"b.0.k": SimpleNamespace(nbytes=77)})
-    target = Real(menu={"b.0.q": ["int4-g64"], "b.0.o": ["int4-g32"], "embed": ["int8-g64"]})
+    target = Real(held={"b.0.q": ["int4-g64"], "b.0.o": ["int4-g32"], "embed": ["int8-g64"]})
     menu = Menu({"b.0.q": ["int4-g64"], "b.0.k": [], "b.0.o": [], "embed": ["int8-g64"]}, [])
     units = {unit.tensors[0]: unit for unit in units_of(checkpoint, target, menu, SHAPES, ["embed"])}
     assert units["b.0.o"].options == (Option(None, 2 * 64 * 32, 0.0),) and units["b.0.o"].in_blocks
