@@ -52,7 +52,7 @@ def pack_bits(codes_RC: Tensor, bits: int) -> Tensor:
     """
     rows, columns = codes_RC.shape
     words = -(-columns * bits // 32)
-    stream = torch.nn.functional.pad(codes_RC, (0, -columns % 32)).contiguous()
+    stream = _padded(codes_RC, columns + -columns % 32)
     if bits < 8:
         octets = stream.view(torch.int64)
         for mask, width, gap in _merges(bits):
@@ -64,13 +64,20 @@ def pack_bits(codes_RC: Tensor, bits: int) -> Tensor:
 def unpack_bits(words_RW: Tensor, bits: int, columns: int) -> Tensor:
     """The inverse of `pack_bits`: uint8 (R, columns)."""
     rows = words_RW.shape[0]
-    stream = torch.nn.functional.pad(words_RW, (0, -words_RW.shape[1] % bits)).contiguous().view(torch.uint8)
+    stream = _padded(words_RW, words_RW.shape[1] + -words_RW.shape[1] % bits).view(torch.uint8)
     if bits < 8:
         octets = torch.nn.functional.pad(stream.view(rows, -1, bits), (0, 8 - bits)).view(torch.int64)
         for mask, width, gap in reversed(_merges(bits)):
             octets = (octets & mask) | ((octets & (mask << width)) << gap)
         stream = octets.view(torch.uint8).view(rows, -1)
     return stream[:, :columns].contiguous()
+
+
+def _padded(values_RC: Tensor, columns: int) -> Tensor:
+    """A copy, row by row, with zeros behind. (One row counts as contiguous with any stride, but cannot be viewed as words.)"""
+    padded_RC = values_RC.new_zeros(values_RC.shape[0], columns)
+    padded_RC[:, :values_RC.shape[1]] = values_RC
+    return padded_RC
 
 
 class Integer:
