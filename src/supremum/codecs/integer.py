@@ -74,7 +74,7 @@ def unpack_bits(words_RW: Tensor, bits: int, columns: int) -> Tensor:
 
 
 def _padded(values_RC: Tensor, columns: int) -> Tensor:
-    """A copy, row by row, with zeros behind. (One row counts as contiguous with any stride, but cannot be viewed as words.)"""
+    """A copy, row by row, zeros behind. (One row counts as contiguous at any stride, but may not be viewed as words.)"""
     padded_RC = values_RC.new_zeros(values_RC.shape[0], columns)
     padded_RC[:, :values_RC.shape[1]] = values_RC
     return padded_RC
