@@ -21,12 +21,12 @@ from .progress import note
 from .solve.candidates import Candidates, load_coded
 from .solve.final import solve_final
 
-VERIFIED = 3  # frontier points whose true KL is measured before the plan is made
+RATIOS = (0.9, 1.0, 1.15)  # of the budget's bytes: the frontier points whose true KL is measured before the plan is made
 ATTEMPTS = 4  # plans tried to meet a largest KL
 
 
 def verify_frontier(gathered: Gathered, units: list[Unit], candidates: Candidates, reference: torch.Tensor,
-                     budget: Budget, kind: Target) -> list[dict[str, Any]]:
+                    budget: Budget, kind: Target) -> list[dict[str, Any]]:
     """True KL of a few frontier points, without drift correction: what the prediction is refitted on."""
     def measure() -> list[dict[str, Any]]:
         hull = frontier(units)
@@ -36,7 +36,7 @@ def verify_frontier(gathered: Gathered, units: list[Unit], candidates: Candidate
             wanted = budget.max_kl or 1.0
             centre = sum(o.nbytes for o in min(hull, key=lambda c: abs(math.log(max(_nats(c), 1e-9) / wanted))))
         picked: list[list[Option]] = []
-        for ratio in (0.9, 1.0, 1.15)[:VERIFIED]:
+        for ratio in RATIOS:
             aim = centre * ratio
             near = min(hull, key=partial(lambda aim, c: abs(math.log(sum(o.nbytes for o in c) / aim)), aim))
             if near not in picked and _nats(near) > 0:
@@ -61,7 +61,7 @@ def correction(points: Sequence[Mapping[str, Any]]) -> float:
 
 
 def reach(gathered: Gathered, units: list[Unit], candidates: Candidates, reference: torch.Tensor, budget: Budget,
-           kind: Target, points: list[dict[str, Any]]) -> tuple[list[Option], LazyCoded, dict[str, Any]]:
+          kind: Target, points: list[dict[str, Any]]) -> tuple[list[Option], LazyCoded, dict[str, Any]]:
     """Plan, solve and measure; with a largest KL, again with a stricter prediction until the measurement holds."""
     factor = correction(points)
     for attempt in range(ATTEMPTS):
