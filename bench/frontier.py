@@ -25,6 +25,7 @@ from supremum.allocate import Budget
 from supremum.checkpoint import Checkpoint, open_checkpoint
 from supremum.checkpoint.targets import LazyCoded, target
 from supremum.codecs import Coded, Grid
+from supremum.output import convert
 from supremum.pipeline import optimize
 from supremum.stats.streaming import BlockStream, orientation
 
@@ -68,18 +69,19 @@ def main() -> None:
     parser.add_argument("--referee", type=Path, required=True)
     parser.add_argument("--tokens", type=int, default=24576)
     parser.add_argument("--windows", type=int, default=16)
-    parser.add_argument("--rows", nargs="+", default=["gguf", "int4", "int3", "int2"])
+    parser.add_argument("--rows", nargs="+", default=["gguf", "int4", "int3", "int2", "archive-4", "archive-3", "archive-2.55",
+                                                      "archive-2.1"])
     args = parser.parse_args()
     checkpoint = open_checkpoint(args.reference)
     print("| file | bytes | KL | +- | perplexity | seconds |\n|---|---|---|---|---|---|", flush=True)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
 
-        def row(label: str, path: Path, seconds: float) -> dict[str, float]:
+        def row(label: str, path: Path, seconds: float, nbytes: int | None = None) -> dict[str, float]:
             done = subprocess.run([sys.executable, str(args.referee), str(args.reference), str(path), str(args.test),
                                    "--windows", str(args.windows)], capture_output=True, text=True, check=True)
             found: dict[str, float] = json.loads(done.stdout)
-            print(f"| {label} | {found['bytes']} | {found['kl_mean']:.4f} | {found['kl_standard_error']:.4f} | "
+            print(f"| {label} | {nbytes or found['bytes']} | {found['kl_mean']:.4f} | {found['kl_standard_error']:.4f} | "
                   f"{found['perplexity_candidate']:.2f} | {seconds:.0f} |", flush=True)
             return found
 
@@ -89,8 +91,20 @@ def main() -> None:
             result = optimize(args.reference, budget, text=[args.calibration], tokens=args.tokens, out=out, **options)
             return row(label, out / result.document["result"]["file"], time.perf_counter() - start)
 
+        def archive(bits: float) -> None:
+            """The tables stay as they are; the referee, which knows no archives, is given its floats."""
+            start = time.perf_counter()
+            out = folder / f"archive-{bits}"
+            optimize(args.reference, Budget(bits=bits), text=[args.calibration], tokens=args.tokens, out=out, target="archive",
+                     keep=BlockStream(checkpoint, dtype=torch.float32).tables())
+            seconds = time.perf_counter() - start
+            floats = convert(out, "compressed-tensors", folder / f"floats-{bits}")
+            row(f"archive, ours, {bits:g} bits as written", floats, seconds, (out / "model.safetensors").stat().st_size)
+
         for name in args.rows:
-            if name == "gguf":
+            if name.startswith("archive-"):
+                archive(float(name.removeprefix("archive-")))
+            elif name == "gguf":
                 plain = write_plain(checkpoint, folder / "q4_0", "gguf", "Q4_0", True)
                 nearest = row("Q4_0, nearest, uniform", plain, 0.0)
                 size = plain.stat().st_size

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from .checkpoint.plugin import when_imported
+
 __version__ = "0.1.0"
 
 _PLACES = {
@@ -13,6 +15,8 @@ _PLACES = {
 }
 __all__ = ["Budget", "Result", "SupremumError", "convert", "evaluate", "evaluate_files", "measure_limits",
            "open_checkpoint", "optimize", "verify"]
+
+when_imported()
 
 if TYPE_CHECKING:
     from .allocate import Budget

@@ -1,25 +1,31 @@
 """The main job: a model and a budget in, a smaller model in a standard format out, with the limit and the proof.
 
     open -> gather (text, moments, candidates, Fisher) -> price -> plan -> verify and refit -> solve -> write -> prove
+
+An archive has no formats to choose among: from the Fisher it goes to one water level for all layers (fill.py).
 """
 
 from __future__ import annotations
 
 import shlex
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from . import __version__
-from .allocate import Budget, Option, Unit
+from .allocate import Budget
 from .checkpoint import open_checkpoint
+from .checkpoint.targets import Target
 from .checkpoint.targets import target as target_named
 from .gather import (
     HELD_OUT_TOKENS,
     TOKENS,
+    Gathered,
     compute_dtype,
     gather,
     gather_fisher,
@@ -30,7 +36,7 @@ from .gather import (
 from .limits import Limits, limits
 from .measure.streamed import final_hidden
 from .output import check_output, check_replaced, convert, finished, move_into_place, rehearse, show_samples, write
-from .planning import block_rate, menu_of, prices, units_of
+from .planning import Menu, Reached, menu_of, prices, units_of
 from .preflight import preflight
 from .progress import forget_timings, keep_timings, note, phase
 from .reach import reach, verify_frontier
@@ -57,7 +63,7 @@ def optimize(model: str | Path, budget: Budget, *, target: str = "gguf", text: l
              only: list[str] | None = None, fresh: bool = False, seed: int = 0, dtype: str = "auto") -> Result:
     """Compress `model` to `budget` and prove it. Raises SupremumError for what the user can mend.
 
-    target: "gguf" or "compressed-tensors". text: calibration and held-out sources; None: the model writes its own.
+    target: "gguf", "compressed-tensors" or "archive". text: calibration and held-out sources; None: the model writes its own.
     keep: parts of tensor names that stay as they are. only: codec names to choose from instead of the target's menu.
     fresh: discard what an interrupted run left. dtype: of the forward passes, "auto", "float32" or "bfloat16".
     """
@@ -90,22 +96,14 @@ def optimize(model: str | Path, budget: Budget, *, target: str = "gguf", text: l
     try:
         rehearse(checkpoint, kind, menu, workspace)
         gathered = gather(checkpoint, workspace, text=text or [], tokens=tokens, seed=seed, dtype=dtype)
-        candidates = solve_candidates(gathered, menu.codecs)
-        gather_fisher(gathered, candidates, seed)
-        units = units_of(checkpoint, kind, menu, shapes, gathered.stream.tables(), prices(gathered))
-        reference = workspace.tensors("reference.safetensors",
-                                      lambda: {"h": final_hidden(gathered.stream, gathered.held_out)})["h"]
-        points = verify_frontier(gathered, units, candidates, reference, budget, kind)
-        chosen, coded, measured = reach(gathered, units, candidates, reference, budget, kind, points)
-        written = write(checkpoint, kind, coded, workspace.folder / budget.name / "output")
+        reached = (_archive if kind.name == "archive" else _allocated)(gathered, kind, budget, menu, shapes, seed)
+        written = write(checkpoint, kind, reached.coded, workspace.folder / budget.name / "output", reached.size)
         with phase("prove in the stock runtime"):
             proof = workspace.json(f"{budget.name}/proof.json", lambda: verify(written, kind).asdict())
-        spectra = list(gathered.spectra())
-        bounds = limits(checkpoint, spectra, reached=_reached(units, chosen, measured))
+        bounds = limits(checkpoint, reached.spectra, reached=reached.point())
         samples = show_samples(checkpoint, written)
-        document = assemble(gathered, kind, budget, units, chosen, points=points, measured=measured, proof=proof,
-                            bounds=bounds, spectra=spectra, written=written, samples=samples, inputs=inputs,
-                            command=_command(model, folder, budget, options, text or [], seed))
+        document = assemble(gathered, kind, budget, reached, proof=proof, bounds=bounds, written=written, samples=samples,
+                            inputs=inputs, command=_command(model, folder, budget, options, text or [], seed))
         staging = written if written.is_dir() else written.parent
         write_report(document, staging)
         move_into_place(staging, folder)
@@ -115,10 +113,33 @@ def optimize(model: str | Path, budget: Budget, *, target: str = "gguf", text: l
         workspace.close()
 
 
-def _reached(units: list[Unit], chosen: list[Option], measured: dict[str, Any]) -> tuple[float, float] | None:
-    """(bits a weight, KL) of the result, to be shown beside the limit."""
-    weights, bits = block_rate(units, chosen)
-    return (bits, measured["kl_mean"]) if weights and measured["kl_mean"] else None
+def _allocated(gathered: Gathered, kind: Target, budget: Budget, menu: Menu, shapes: Mapping[str, tuple[int, int]],
+               seed: int) -> Reached:
+    """A format for every layer: candidates, prices, a plan that is measured and refitted, the final solve."""
+    candidates = solve_candidates(gathered, menu.codecs)
+    gather_fisher(gathered, candidates, seed)
+    units = units_of(gathered.checkpoint, kind, menu, shapes, gathered.stream.tables(), prices(gathered))
+    reference = _reference(gathered)
+    points = verify_frontier(gathered, units, candidates, reference, budget, kind)
+    chosen, coded, measured = reach(gathered, units, candidates, reference, budget, kind, points)
+    size = kind.size(gathered.checkpoint, coded.plan)
+    return Reached(units, chosen, coded, measured, points, list(gathered.spectra()), size)
+
+
+def _archive(gathered: Gathered, kind: Any, budget: Budget, menu: Menu, shapes: Mapping[str, tuple[int, int]],
+             seed: int) -> Reached:
+    """Entropy-coded integers: one water level for all layers."""
+    from .fill import fill
+
+    gather_fisher(gathered, None, seed)
+    return fill(gathered, budget, kind, list(gathered.spectra()), _reference(gathered),
+                [name for name, names in menu.codecs.items() if names])
+
+
+def _reference(gathered: Gathered) -> Tensor:
+    """The original's last hidden states on the held-out windows."""
+    return gathered.workspace.tensors("reference.safetensors",
+                                      lambda: {"h": final_hidden(gathered.stream, gathered.held_out)})["h"]
 
 
 def measure_limits(model: str | Path, *, text: list[str] | None = None, tokens: int | None = None, seed: int = 0,

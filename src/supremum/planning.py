@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from . import codecs
 from .allocate import Budget, Option, Unit, choose
 from .checkpoint import Checkpoint
-from .checkpoint.targets import Target
+from .checkpoint.targets import LazyCoded, Target
 from .errors import BudgetError, SupremumError
 from .gather import Gathered, price
+from .limits import LayerSpectrum
 from .sizes import format_size
 
 
@@ -21,6 +23,24 @@ class Menu:
 
     codecs: dict[str, list[str]]
     ties: list[list[str]]
+
+
+@dataclass(frozen=True)
+class Reached:
+    """What a budget led to: every unit's option, what is to be written, and its quality."""
+
+    units: list[Unit]
+    chosen: list[Option]
+    coded: LazyCoded
+    measured: dict[str, Any]
+    points: list[dict[str, Any]]  # of the frontier that were measured on the way
+    spectra: list[LayerSpectrum]
+    size: int  # bytes of all files
+
+    def point(self) -> tuple[float, float] | None:
+        """(bits a weight, KL), to be shown beside the limit."""
+        weights, bits = block_rate(self.units, self.chosen)
+        return (bits, self.measured["kl_mean"]) if weights and self.measured["kl_mean"] else None
 
 
 def menu_of(target: Target, checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, int]], keep: Sequence[str],
@@ -148,6 +168,8 @@ def _tables_at_the_same_price(units: Sequence[Unit], options: list[Option]) -> l
 
 def reason(unit: Unit, option: Option) -> str:
     """Why this option: what the next smaller and the next larger would have meant."""
+    if option.codec == "lattice":
+        return "entropy-coded: as many bits as the water level that all layers share leaves it"
     if len(unit.options) == 1:
         return "stays as it is: kept, or in no format that this target has"
     smaller = [o for o in unit.options if o.nbytes < option.nbytes]

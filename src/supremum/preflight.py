@@ -47,7 +47,8 @@ def needs(checkpoint: Checkpoint, menu: Menu, shapes: Mapping[str, tuple[int, in
     seen = 2 * item * tokens * (largest_input + 4 * width)  # of the original and of the compressed model: solve/walk.py
     most = max((len(names) for names in menu.codecs.values()), default=1)
     memory = BASE + 8 * block + 3 * moments + 3 * hidden + seen + max(4 * largest * 3, item * most * block)
-    solved = sum(codecs.get(codec).nbytes(shapes[name]) for name, names in menu.codecs.items() for codec in names)
+    solved = sum(2 * math.prod(shapes[name]) if codec == "lattice" else codecs.get(codec).nbytes(shapes[name])
+                 for name, names in menu.codecs.items() for codec in names)
     disk = solved + blocks * (moments + 2 * hidden) + 3 * sum(info.nbytes for info in checkpoint.tensors.values())
     return Needs(memory, disk)
 
@@ -59,7 +60,8 @@ def preflight(checkpoint: Checkpoint, target: Target, budget: Budget, out: Path,
     if not any(menu.codecs.values()):
         raise SupremumError(f"{checkpoint.source}: the {target.name} target has no format for any of its layers.",
                             "Choose another --target, or --keep less.")
-    check_feasible(budget, units_of(checkpoint, target, menu, shapes, tables), checkpoint, target)
+    if target.name != "archive":  # whose bytes depend on the statistics: fill.py
+        check_feasible(budget, units_of(checkpoint, target, menu, shapes, tables), checkpoint, target)
     wanted = needs(checkpoint, menu, shapes, tables, tokens=tokens, blocks=blocks, item=item)
     free = min(psutil.virtual_memory().available, memory_limit())
     if wanted.memory > free:

@@ -75,15 +75,8 @@ def open_folder(folder: Path, source: str) -> Checkpoint:
     format = "safetensors"
     quantization = settings.get("quantization_config")
     if quantization:
-        from .compressed import CompressedStore
-
         method = quantization.get("quant_method") if isinstance(quantization, dict) else None
-        if method != "compressed-tensors":
-            raise CheckpointError(
-                f"{folder / 'config.json'}: the weights are quantised already ({str(method)[:40]}).",
-                "Use the original model.",
-            )
-        store, format = CompressedStore(plain, quantization, folder / "config.json"), method
+        store, format = _quantised(method, plain, quantization, folder / "config.json"), str(method)
     refuse_integers(store.entries, store)
     return Checkpoint(
         source=source,
@@ -95,6 +88,22 @@ def open_folder(folder: Path, source: str) -> Checkpoint:
         files=[folder / "config.json", *files, *tokenizer_files(folder)],
         load_tokenizer=lambda: load_tokenizer(folder),
     )
+
+
+def _quantised(method: object, plain: SafetensorsStore, settings: dict[str, Any], path: Path) -> Store:
+    """The logical weights of a folder whose config names a quantisation."""
+    if method == "compressed-tensors":
+        from .compressed import CompressedStore
+
+        return CompressedStore(plain, settings, path)
+    if method == "supremum":
+        try:
+            from .archive import ArchiveStore
+        except ImportError as error:
+            raise CheckpointError(f"{path.parent}: is an archive, and {error.name} is not installed.",
+                                  "pip install 'supremum[archive]'") from error
+        return ArchiveStore(plain, settings, path)
+    raise CheckpointError(f"{path}: the weights are quantised already ({str(method)[:40]}).", "Use the original model.")
 
 
 def read_settings(folder: Path) -> dict[str, Any]:

@@ -88,7 +88,15 @@ def _compressed_tensors() -> Target:
     return CompressedTensorsTarget()
 
 
-_factories: dict[str, Callable[[], Target]] = {"gguf": _gguf, "compressed-tensors": _compressed_tensors}
+def _archive() -> Target:
+    try:
+        from .write_archive import ArchiveTarget
+    except ImportError as error:
+        raise SupremumError(f"The target archive needs {error.name}.", "pip install 'supremum[archive]'") from error
+    return ArchiveTarget()  # type: ignore[return-value]
+
+
+_factories: dict[str, Callable[[], Target]] = {"gguf": _gguf, "compressed-tensors": _compressed_tensors, "archive": _archive}
 
 
 def names() -> list[str]:

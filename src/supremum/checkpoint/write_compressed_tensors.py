@@ -163,7 +163,7 @@ tokenizer = AutoTokenizer.from_pretrained("{file}")
         shards: list[dict[str, list[Spec]]] = [{}]
         filled = 0
         for name, info in checkpoint.tensors.items():
-            specs = _packed(name, plan[name], tuple(info.shape)) if name in plan else [_kept(prepared, name, info)]
+            specs = _packed(name, plan[name], tuple(info.shape)) if name in plan else [kept(prepared, name, info)]
             size = sum(spec.nbytes for spec in specs)
             if filled and filled + size > SHARD:
                 shards.append({})
@@ -177,20 +177,26 @@ tokenizer = AutoTokenizer.from_pretrained("{file}")
     def _small_files(self, checkpoint: Any, plan: Mapping[str, str],
                      shards: dict[str, dict[str, list[Spec]]]) -> dict[str, bytes]:
         prepared = self._prepare(checkpoint)
-        config = checkpoint.config.to_diff_dict()
-        config.pop("_name_or_path", None)
-        config["architectures"] = list(checkpoint.config.architectures)
-        config["dtype"] = str(prepared.dtype if checkpoint.format == "gguf" else checkpoint.config.dtype
-                              or torch.float32).removeprefix("torch.")
+        config = config_of(checkpoint, prepared)
         if plan:
             config["quantization_config"] = quantization_config(prepared.linears, plan)
-        files = {"config.json": _json(config), **prepared.files}
+        files = {"config.json": to_json(config), **prepared.files}
         if len(shards) > 1:
             specs = {file: _flat(shard) for file, shard in shards.items()}
             total = sum(spec.nbytes for shard in specs.values() for spec in shard)
             weight_map = {spec.name: file for file, shard in specs.items() for spec in shard}
-            files[INDEX] = _json({"metadata": {"total_size": total}, "weight_map": weight_map})
+            files[INDEX] = to_json({"metadata": {"total_size": total}, "weight_map": weight_map})
         return files
+
+
+def config_of(checkpoint: Any, prepared: Prepared) -> dict[str, Any]:
+    """config.json as a dictionary, without quantisation."""
+    config: dict[str, Any] = checkpoint.config.to_diff_dict()
+    config.pop("_name_or_path", None)
+    config["architectures"] = list(checkpoint.config.architectures)
+    config["dtype"] = str(prepared.dtype if checkpoint.format == "gguf" else checkpoint.config.dtype
+                          or torch.float32).removeprefix("torch.")
+    return config
 
 
 def quantization_config(linears: list[str], plan: Mapping[str, str]) -> dict[str, Any]:
@@ -232,7 +238,8 @@ def _packed(name: str, codec_name: str, shape: tuple[int, ...]) -> list[Spec]:
             Spec(f"{module}.weight_shape", torch.int64, (2,))]
 
 
-def _kept(prepared: Prepared, name: str, info: Any) -> Spec:
+def kept(prepared: Prepared, name: str, info: Any) -> Spec:
+    """How a tensor that is not compressed is stored."""
     return Spec(name, DTYPES.get(info.kind, prepared.dtype), tuple(info.shape))
 
 
@@ -240,5 +247,5 @@ def _flat(modules: dict[str, list[Spec]]) -> list[Spec]:
     return [spec for specs in modules.values() for spec in specs]
 
 
-def _json(value: Any) -> bytes:
+def to_json(value: Any) -> bytes:
     return json.dumps(value, indent=2, sort_keys=True).encode() + b"\n"

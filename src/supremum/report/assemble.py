@@ -12,10 +12,10 @@ from .. import __version__, codecs
 from ..allocate import Budget, Option, Unit, frontier
 from ..checkpoint.targets import Target
 from ..gather import Gathered
-from ..limits import Curve, LayerSpectrum, Limits
+from ..limits import Curve, Limits
 from ..limits.topology import processor_name
 from ..plain import plain
-from ..planning import block_rate, fixed_bytes, plan_of, reason
+from ..planning import Reached, block_rate, reason
 from ..progress import peaks, timings
 from ..reach import correction
 from ..versions import version_of
@@ -24,19 +24,17 @@ from .document import SCHEMA, Document
 PACKAGES = ("torch", "transformers", "gguf", "safetensors", "compressed-tensors", "xllamacpp", "numpy", "scipy")
 
 
-def assemble(gathered: Gathered, target: Target, budget: Budget, units: Sequence[Unit], chosen: Sequence[Option], *,
-             points: Sequence[Mapping[str, Any]], measured: Mapping[str, Any], proof: Mapping[str, Any], bounds: Limits,
-             spectra: Sequence[LayerSpectrum], written: Path, samples: Sequence[Mapping[str, Any]],
-             inputs: Mapping[str, Any], command: str) -> Document:
-    """The whole document. points: the measured frontier; inputs: what makes two runs the same."""
-    checkpoint = gathered.checkpoint
-    plan = plan_of(units, chosen)
+def assemble(gathered: Gathered, target: Target, budget: Budget, reached: Reached, *, proof: Mapping[str, Any],
+             bounds: Limits, written: Path, samples: Sequence[Mapping[str, Any]], inputs: Mapping[str, Any], command: str,
+             ) -> Document:
+    """The whole document. inputs: what makes two runs the same."""
+    checkpoint, units, chosen, points, size = gathered.checkpoint, reached.units, reached.chosen, reached.points, reached.size
+    measured: Mapping[str, Any] = reached.measured
     block_weights, bits = block_rate(units, chosen)
-    fixed = fixed_bytes(checkpoint, target, units)
-    curve = Curve(spectra)
+    fixed = size - sum(option.nbytes for option in chosen)
+    curve = Curve(reached.spectra)
     kl = measured.get("kl_mean")
     tables_bytes = fixed + sum(o.nbytes for unit, o in zip(units, chosen, strict=True) if not unit.in_blocks)
-    size = target.size(checkpoint, plan)
     factor = correction(points)
     predicted = factor * sum(option.nats for option in chosen)
     document: Document = plain({
@@ -87,7 +85,8 @@ def _layers(gathered: Gathered, units: Sequence[Unit], chosen: Sequence[Option],
         for name in unit.tensors:
             shape = gathered.shapes[name]
             weights = shape[0] * shape[1]
-            nbytes = codecs.get(option.codec).nbytes(shape) if option.codec else option.nbytes * weights // unit.weights
+            nbytes = codecs.get(option.codec).nbytes(shape) if len(unit.tensors) > 1 and option.codec else \
+                option.nbytes * weights // unit.weights
             nats = option.nats * weights / unit.weights
             rows.append({"name": name, "shape": list(shape), "codec": option.codec or "as it is",
                          "bits_per_weight": 8 * nbytes / weights, "bytes": nbytes, "predicted_nats": nats,

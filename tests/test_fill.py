@@ -1,0 +1,110 @@
+"""Archives end to end: the budget is kept in bytes as written, the level is one for all layers, runs resume."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+
+import pytest
+import torch
+
+from supremum import Budget, open_checkpoint, optimize
+from supremum.errors import BudgetError, SupremumError
+from supremum.report import read_document
+
+from .test_pipeline import text  # noqa: F401  (a fixture)
+
+OWN = ("supremum.json", "report.html", "README.md")
+
+
+def run(model, source, out, budget, **options):
+    return optimize(model, budget, target="archive", text=[source], tokens=1024, out=out, dtype="float32", **options)
+
+
+def size(folder) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir() if path.name not in OWN)
+
+
+def test_size_is_kept_as_written(tiny_model, text, tmp_path):  # noqa: F811
+    model = tiny_model("llama", "bfloat16", hidden_size=128, intermediate_size=256)
+    whole = sum(path.stat().st_size for path in model.iterdir())
+    weights = sum(math.prod(info.shape) for info in open_checkpoint(model).tensors.values())
+    budget = whole - weights * 2 + weights * 3 // 8 + 20_000
+    result = run(model, text, tmp_path / "out", Budget(size=budget))
+    assert 0.97 * budget <= size(result.folder) <= budget
+    document = read_document(result.folder)
+    assert document["result"]["bytes"] == size(result.folder) and document["proof"]["passed"]
+    assert document["proof"]["runtime"] == "transformers"
+
+
+@pytest.mark.parametrize(("family", "bits"), [("gpt2", 4), ("gemma3", 3), ("albert", 4)])
+def test_bits_are_kept(family, bits, tiny_model, text, tmp_path):  # noqa: F811
+    result = run(tiny_model(family, "bfloat16"), text, tmp_path / "out", Budget(bits=bits))
+    assert 0.97 * bits <= result.document["result"]["bits_per_weight"] <= bits
+    assert result.document["proof"]["passed"]
+
+
+def test_largest_kl_is_kept_and_nearly_used(tiny_model, text, tmp_path):  # noqa: F811
+    result = run(tiny_model("llama", "bfloat16", hidden_size=128), text, tmp_path / "out", Budget(max_kl=0.02))
+    assert 0.9 * 0.02 <= result.document["result"]["measured"]["kl_mean"] <= 0.02
+
+
+def test_what_is_kept_stays(tiny_model, text, tmp_path):  # noqa: F811
+    model = tiny_model("llama", "bfloat16")
+    result = run(model, text, tmp_path / "out", Budget(bits=3), keep=["embed", "lm_head", "v_proj"])
+    before, after = open_checkpoint(model), open_checkpoint(result.folder)
+    for name in before.tensors:
+        same = torch.equal(before.read(name).float(), after.read(name).float())
+        assert same == (("proj" not in name) or "v_proj" in name), name
+
+
+def test_layers_that_matter_more_get_more_bits(tiny_model, text, tmp_path):  # noqa: F811
+    """One level for all: a layer whose damage would be larger at the mean rate has more bits than the mean."""
+    result = run(tiny_model("llama", "bfloat16", hidden_size=128, intermediate_size=256), text, tmp_path / "out",
+                 Budget(bits=4), keep=["embed", "lm_head"])
+    rows = [row for row in result.document["plan"] if row["codec"] == "lattice"]
+    nats = [row["predicted_nats"] / math.prod(row["shape"]) for row in rows]
+    assert max(row["bits_per_weight"] for row in rows) - min(row["bits_per_weight"] for row in rows) > 0.3
+    assert max(nats) / min(nats) < 1.3  # yet every weight adds the same
+
+
+def test_budgets_that_cannot_be(tiny_model, text, tmp_path):  # noqa: F811
+    model = tiny_model("llama", "bfloat16")
+    with pytest.raises(BudgetError, match="too small") as refused:
+        run(model, text, tmp_path / "out", Budget(size=10_000))
+    least = int(refused.value.remedy.split("--size ")[1].split()[0])
+    with pytest.raises(BudgetError, match="more than the other limits allow"):
+        run(model, text, tmp_path / "other", Budget(size=least + 1000, max_kl=1e-4))
+
+
+def test_without_numba_the_remedy_is_named(monkeypatch):
+    from supremum.checkpoint import targets
+
+    targets.target.cache_clear()
+    monkeypatch.setitem(__import__("sys").modules, "supremum.checkpoint.write_archive", None)
+    with pytest.raises(SupremumError, match="archive needs") as refused:
+        targets.target("archive")
+    assert "supremum[archive]" in refused.value.remedy
+
+
+def test_killed_between_levels_it_resumes_to_the_same_bytes(tiny_model, text, tmp_path, monkeypatch):  # noqa: F811
+    model = tiny_model("llama", "bfloat16")
+    whole = run(model, text, tmp_path / "whole", Budget(bits=3.5)).folder
+
+    from supremum import fill
+
+    real, calls = fill.water, []
+
+    def stops(*args, **options):
+        calls.append(1)
+        if len(calls) == 9:
+            raise KeyboardInterrupt
+        return real(*args, **options)
+
+    monkeypatch.setattr(fill, "water", stops)
+    with pytest.raises(KeyboardInterrupt):
+        run(model, text, tmp_path / "out", Budget(bits=3.5))
+    monkeypatch.setattr(fill, "water", real)
+    resumed = run(model, text, tmp_path / "out", Budget(bits=3.5)).folder
+    one, two = (hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest() for folder in (whole, resumed))
+    assert one == two
