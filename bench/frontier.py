@@ -29,6 +29,8 @@ from supremum.output import convert
 from supremum.pipeline import optimize
 from supremum.stats.streaming import BlockStream, orientation
 
+ROWS = ("gguf", "int4", "int3", "int2", "archive-4", "archive-3", "archive-2.55", "archive-2.1")
+
 
 def nearest_q4_0(weight_OI: torch.Tensor) -> Coded:
     """Q4_0 as the `gguf` library encodes it."""
@@ -69,8 +71,7 @@ def main() -> None:
     parser.add_argument("--referee", type=Path, required=True)
     parser.add_argument("--tokens", type=int, default=24576)
     parser.add_argument("--windows", type=int, default=16)
-    parser.add_argument("--rows", nargs="+", default=["gguf", "int4", "int3", "int2", "archive-4", "archive-3", "archive-2.55",
-                                                      "archive-2.1"])
+    parser.add_argument("--rows", nargs="+", default=ROWS)
     args = parser.parse_args()
     checkpoint = open_checkpoint(args.reference)
     print("| file | bytes | KL | +- | perplexity | seconds |\n|---|---|---|---|---|---|", flush=True)
@@ -95,8 +96,8 @@ def main() -> None:
             """The tables stay as they are; the referee, which knows no archives, is given its floats."""
             start = time.perf_counter()
             out = folder / f"archive-{bits}"
-            optimize(args.reference, Budget(bits=bits), text=[args.calibration], tokens=args.tokens, out=out, target="archive",
-                     keep=BlockStream(checkpoint, dtype=torch.float32).tables())
+            optimize(args.reference, Budget(bits=bits), text=[args.calibration], tokens=args.tokens, out=out,
+                     target="archive", keep=BlockStream(checkpoint, dtype=torch.float32).tables())
             seconds = time.perf_counter() - start
             floats = convert(out, "compressed-tensors", folder / f"floats-{bits}")
             row(f"archive, ours, {bits:g} bits as written", floats, seconds, (out / "model.safetensors").stat().st_size)

@@ -56,6 +56,8 @@ def test_what_is_kept_stays(tiny_model, text, tmp_path):  # noqa: F811
     for name in before.tensors:
         same = torch.equal(before.read(name).float(), after.read(name).float())
         assert same == (("proj" not in name) or "v_proj" in name), name
+    kept = {row["name"]: row for row in result.document["plan"] if row["codec"] == "as it is"}
+    assert kept["model.embed_tokens.weight"]["bits_per_weight"] < 13  # bfloat16, coded without loss
 
 
 def test_layers_that_matter_more_get_more_bits(tiny_model, text, tmp_path):  # noqa: F811

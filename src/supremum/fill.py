@@ -49,7 +49,7 @@ class Solved:
     level: float
     coded: LazyCoded
     nats: dict[str, float]
-    nbytes: dict[str, int]  # of each matrix, with its part of what they share
+    nbytes: dict[str, int]  # of each matrix in the archive, with its part of what they share
     size: int  # of all files
 
 
@@ -68,7 +68,7 @@ def fill(gathered: Gathered, budget: Budget, kind: ArchiveTarget, spectra: list[
         if budget.size is not None:
             excess.append(8 * (solved.size - budget.size) / weights)
         if budget.bits is not None:
-            used = sum(nbytes for name, nbytes in solved.nbytes.items() if name in blocks)
+            used = sum(solved.nbytes[name] for name in names if name in blocks)
             excess.append(8 * used / max(inner, 1) - budget.bits)
         return max(excess)
 
@@ -86,7 +86,7 @@ def fill(gathered: Gathered, budget: Budget, kind: ArchiveTarget, spectra: list[
             octaves = math.log2(budget.max_kl / quality["kl_mean"]) - 0.03
             fits, near = quality["kl_mean"] <= budget.max_kl, octaves < 0.07
         else:  # two octaves a bit; the lowest level that keeps the bytes is wanted
-            excess, bits = over(solved), 8 * sum(solved.nbytes.values()) / weights
+            excess, bits = over(solved), 8 * sum(solved.nbytes[name] for name in names) / weights
             octaves = 2 * (excess + 0.0005 * bits)
             fits, near = excess <= 0, excess > -(1 - NEAR) * bits
         if fits and (best is None or (solved.level > best[0].level) is (budget.max_kl is not None)):
@@ -103,8 +103,8 @@ def fill(gathered: Gathered, budget: Budget, kind: ArchiveTarget, spectra: list[
     quality = quality or _quality(gathered, solved, reference, f"{budget.name}/quality.json")
     units, options = [], []
     for name, shape in gathered.shapes.items():
-        option = Option("lattice", solved.nbytes[name], solved.nats[name]) if name in solved.nbytes else \
-            Option(None, gathered.checkpoint.tensors[name].nbytes, 0.0)
+        nbytes = solved.nbytes.get(name, gathered.checkpoint.tensors[name].nbytes)  # kept bfloat16 is coded without loss
+        option = Option("lattice", nbytes, solved.nats[name]) if name in names else Option(None, nbytes, 0.0)
         units.append(Unit((name,), math.prod(shape), name in blocks, (option,)))
         options.append(option)
     return Reached(units, options, solved.coded, quality, [], spectra, solved.size)

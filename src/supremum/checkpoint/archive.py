@@ -1,15 +1,18 @@
-"""The archive: a Hugging Face folder whose matrices are entropy-coded integers (codecs/lattice.py).
+"""The archive: a Hugging Face folder whose matrices are entropy-coded.
 
-config.json names `quantization_config: {"quant_method": "supremum", "version": 1}`. In the safetensors files beside it:
+config.json names `quantization_config: {"quant_method": "supremum", "version": 1}`. In the safetensors file beside it:
 
-    NAME.codes           int32    rANS stream of a matrix's integers (codecs/rans.py)
-    NAME.escapes         int32    those larger than LARGEST, in order; absent when there are none
-    archive.vectors      int32    rANS stream of all frames' vectors, each less its first value's offset
-    archive.frequencies  uint8    zlib of uint16 (CLASSES + 4, 256): how often each class has each symbol, out of 4096
-    archive.index        uint8    zlib of JSON: of each matrix its shape, the matrix whose columns it shares, offsets
+    NAME.codes           int32    rANS stream (codecs/rans.py) of a matrix's integers (codecs/lattice.py), or of what can be
+                                  foreseen of its bfloat16 numbers (codecs/bfloat.py)
+    NAME.rest            int32    of the latter the other bits, 5 a number, as one stream (codecs/integer.py)
+    NAME.escapes         int16    what no symbol stands for, in order; absent when there is nothing
+    archive.vectors      int32    rANS stream of all rows' and columns' vectors, each less an offset
+    archive.frequencies  uint8    zlib of uint16 (TABLES, 256): how often each class has each symbol, out of 4096
+    archive.index        uint8    zlib of JSON: of each matrix its shape, its kind, whether it is stored transposed, the
+                                  matrix whose columns it shares or null, and the offsets of its vectors
 
-Tensors that are not coded lie there as they are. The frequencies are counted on the very integers that are written, so
-the code is as tight as their classes allow. Matrices that read the same inputs share the columns of their frame.
+Other tensors lie there as they are. The frequencies are counted on the very symbols that are written, so the code is as
+tight as their classes allow. Matrices that read the same inputs share the columns of their frame.
 """
 
 from __future__ import annotations
@@ -26,17 +29,25 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..codecs import rans
-from ..codecs.lattice import CLASSES, Frame, Lattice
+from ..codecs import bfloat, lattice, rans
+from ..codecs.bfloat import Bfloat
+from ..codecs.integer import pack_bits, unpack_bits
+from ..codecs.lattice import Frame, Lattice
 from ..errors import CheckpointError
 from .architecture import TensorInfo
 from .hf import SafetensorsStore
 from .safety import parse_json
 
 METHOD, VERSION = "supremum", 1
-CODES, ESCAPES = ".codes", ".escapes"
+CODES, REST, ESCAPES = ".codes", ".rest", ".escapes"
 INDEX, VECTORS, FREQUENCIES = "archive.index", "archive.vectors", "archive.frequencies"
-KINDS = ("row_O", "row_class_O", "column_I", "column_class_I")  # a frame's vectors; each kind has a class of its own
+LATTICE, BFLOAT = 0, 1  # kinds of matrices
+ROWS, COLUMNS = ("row_O", "row_class_O"), ("column_I", "column_class_I")
+VECTORS_OF = {LATTICE: (ROWS, COLUMNS), BFLOAT: (ROWS[1:], COLUMNS[1:])}
+PLACES = {name: number for number, name in enumerate(ROWS + COLUMNS)}
+CLASSES = {LATTICE: slice(0, lattice.CLASSES), BFLOAT: slice(lattice.CLASSES, lattice.CLASSES + bfloat.CLASSES)}
+OF_VECTORS = slice(CLASSES[BFLOAT].stop, CLASSES[BFLOAT].stop + len(PLACES))  # each of PLACES has a class of its own
+TABLES = OF_VECTORS.stop
 MAX_INDEX = 64 << 20  # bytes of JSON
 DAMAGED = "It is truncated or damaged; download it again."
 
@@ -46,59 +57,87 @@ class Entry:
     """One matrix in the index."""
 
     shape: tuple[int, int]
+    kind: int
     turned: bool  # whether the checkpoint stores the transpose (GPT-2)
     columns: str  # the matrix whose columns it shares; its own name, if it has its own
-    offsets: tuple[int, ...]  # of the vectors of KINDS
+    offsets: tuple[int, ...]  # of its vectors, rows first
 
-    def kinds(self, name: str) -> tuple[str, ...]:
-        """The vectors that are stored with this matrix."""
-        return KINDS if self.columns == name else KINDS[:2]
+    def vectors(self, name: str) -> tuple[str, ...]:
+        """Those that are stored with this matrix."""
+        rows, columns = VECTORS_OF[self.kind]
+        return rows + columns if self.columns == name else rows
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A matrix as it goes to the coder."""
+
+    kind: int
+    symbol_OI: NDArray[np.uint8]
+    vectors: dict[str, NDArray[np.int16]]
+    stored: dict[str, Tensor]  # suffix -> what lies beside the stream
+
+
+def parts_of(matrix: Lattice | Tensor) -> Parts:
+    """Of integers in their frame, or of a bfloat16 matrix."""
+    if isinstance(matrix, Lattice):
+        integers_OI = matrix.integers_OI.numpy()
+        outside_OI = np.abs(integers_OI) > rans.LARGEST
+        symbol_OI = np.where(outside_OI, 0, integers_OI + rans.ESCAPE).astype(np.uint8)
+        vectors = {name: vector.numpy() for name, vector in vars(matrix.frame).items()}
+        return Parts(LATTICE, symbol_OI, vectors, _escapes(integers_OI[outside_OI]))
+    apart = bfloat.take_apart(matrix)
+    rest = pack_bits(torch.from_numpy(apart.rest_OI).view(1, -1), bfloat.REST)[0]
+    return Parts(BFLOAT, apart.symbol_OI, {"row_class_O": apart.row_class_O, "column_class_I": apart.column_class_I},
+                 {REST: rest} | _escapes(apart.escapes))
+
+
+def _escapes(values: NDArray[np.int16]) -> dict[str, Tensor]:
+    return {ESCAPES: torch.from_numpy(values.copy())} if len(values) else {}
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------
 
 
 class Encoder:
-    """Counts all matrices first (`count`), then codes them one by one (`encode`), then the rest (`tables`)."""
+    """Counts all matrices first (`count`), then codes them one by one (`encode`), then what they share (`tables`)."""
 
     def __init__(self) -> None:
-        self._counts = np.zeros((CLASSES + len(KINDS), 256))
+        self._counts = np.zeros((TABLES, 256))
         self._index: dict[str, Entry] = {}
         self._vectors: list[tuple[int, NDArray[np.uint8]]] = []
-        self._owners: dict[bytes, str] = {}
+        self._owners: dict[tuple[int, bytes], str] = {}
         self._frequencies: rans.Frequencies | None = None
 
-    def count(self, name: str, lattice: Lattice, turned: bool = False) -> None:
+    def count(self, name: str, matrix: Lattice | Tensor, turned: bool = False) -> None:
         """Take a matrix in. name: of its tensor; turned: whether that is the transpose."""
-        frame = lattice.frame
-        key = frame.column_I.numpy().tobytes() + frame.column_class_I.numpy().tobytes()
+        parts = parts_of(matrix)
+        rows, columns = VECTORS_OF[parts.kind]
+        key = parts.kind, b"".join(parts.vectors[side].tobytes() for side in columns)
         owner = self._owners.setdefault(key, name)
         offsets = []
-        for number, kind in enumerate(KINDS):
-            vector = getattr(frame, kind).numpy().astype(np.int64)
+        for side in rows + columns:
+            vector = parts.vectors[side].astype(np.int64)
             offset = int(vector.min() + vector.max()) // 2
             offsets.append(offset)
-            if number < 2 or owner == name:
+            if side in rows or owner == name:
                 symbols = vector - offset + rans.ESCAPE
-                assert symbols.min() > 0 and symbols.max() < 256, name  # `water` holds them to that
-                self._vectors.append((number, symbols.astype(np.uint8)))
-                self._counts[CLASSES + number] += np.bincount(symbols, minlength=256)
-        self._index[name] = Entry(lattice.shape, turned, owner, tuple(offsets))
-        symbol_OI = _symbols(lattice)
-        for rows in np.array_split(np.arange(len(symbol_OI)), max(1, symbol_OI.size >> 22)):
-            class_RI = frame.row_class_O.numpy()[rows, None].astype(np.int32) + frame.column_class_I.numpy()
-            pairs = np.clip(class_RI, 0, CLASSES - 1) * 256 + symbol_OI[rows]
-            self._counts[:CLASSES] += np.bincount(pairs.ravel(), minlength=CLASSES * 256).reshape(CLASSES, 256)
+                assert symbols.min() > 0 and symbols.max() < 256, (name, side)  # the codecs hold them to that
+                self._vectors.append((PLACES[side], symbols.astype(np.uint8)))
+                self._counts[OF_VECTORS][PLACES[side]] += np.bincount(symbols, minlength=256)
+        self._index[name] = Entry((len(parts.symbol_OI), parts.symbol_OI.shape[1]), parts.kind, turned, owner, tuple(offsets))
+        counts = self._counts[CLASSES[parts.kind]]
+        for part in np.array_split(np.arange(len(parts.symbol_OI)), max(1, parts.symbol_OI.size >> 22)):
+            class_RI = parts.vectors["row_class_O"][part, None].astype(np.int32) + parts.vectors["column_class_I"]
+            pairs = np.clip(class_RI, 0, len(counts) - 1) * 256 + parts.symbol_OI[part]
+            counts += np.bincount(pairs.ravel(), minlength=counts.size).reshape(counts.shape)
 
-    def encode(self, lattice: Lattice) -> dict[str, Tensor]:
+    def encode(self, matrix: Lattice | Tensor) -> dict[str, Tensor]:
         """Suffix -> tensor of one matrix, after all have been counted."""
-        frame, integers_OI = lattice.frame, lattice.integers_OI
-        words = rans.encode(_symbols(lattice), frame.row_class_O.numpy(), frame.column_class_I.numpy(),
-                            self.frequencies[:CLASSES])
-        found = {CODES: torch.from_numpy(words.view(np.int32))}
-        if bool((outside := integers_OI.abs() > rans.LARGEST).any()):
-            found[ESCAPES] = integers_OI[outside].int()
-        return found
+        parts = parts_of(matrix)
+        words = rans.encode(parts.symbol_OI, parts.vectors["row_class_O"], parts.vectors["column_class_I"],
+                            self.frequencies[CLASSES[parts.kind]])
+        return {CODES: torch.from_numpy(words.view(np.int32)), **parts.stored}
 
     @property
     def frequencies(self) -> rans.Frequencies:
@@ -111,19 +150,15 @@ class Encoder:
 
     def tables(self) -> dict[str, Tensor]:
         """The archive's own tensors."""
-        symbols = np.concatenate([vector for _, vector in self._vectors])[None]
-        classes = np.concatenate([np.full(len(vector), kind, np.int16) for kind, vector in self._vectors])
-        words = rans.encode(symbols, np.zeros(1, np.int16), classes, self.frequencies[CLASSES:])
-        index = {name: [*entry.shape, int(entry.turned), entry.columns if entry.columns != name else None, *entry.offsets]
-                 for name, entry in self._index.items()}
+        symbols = np.concatenate([np.empty(0, np.uint8), *(vector for _, vector in self._vectors)])[None]
+        classes = np.concatenate([np.empty(0, np.int16),
+                                  *(np.full(len(vector), place, np.int16) for place, vector in self._vectors)])
+        words = rans.encode(symbols, np.zeros(1, np.int16), classes, self.frequencies[OF_VECTORS])
+        index = {name: [*entry.shape, entry.kind, int(entry.turned), entry.columns if entry.columns != name else None,
+                        *entry.offsets] for name, entry in self._index.items()}
         return {VECTORS: torch.from_numpy(words.view(np.int32)),
                 FREQUENCIES: _packed(self.frequencies.astype("<u2").tobytes()),
                 INDEX: _packed(json.dumps(index, separators=(",", ":")).encode())}
-
-
-def _symbols(lattice: Lattice) -> NDArray[np.uint8]:
-    integers_OI = lattice.integers_OI.numpy()
-    return np.where(np.abs(integers_OI) > rans.LARGEST, 0, integers_OI + rans.ESCAPE).astype(np.uint8)
 
 
 def _packed(data: bytes) -> Tensor:
@@ -148,67 +183,84 @@ class ArchiveStore:
         own = {INDEX, VECTORS, FREQUENCIES}
         self.entries: dict[str, TensorInfo] = {}
         for name, entry in self._index.items():
-            parts = [part for part in (name + CODES, name + ESCAPES) if part in inner.entries]
-            if name + CODES not in parts or name in inner.entries:
+            parts = [name + suffix for suffix in (CODES, REST, ESCAPES) if name + suffix in inner.entries]
+            if name + CODES not in parts or name in inner.entries or (entry.kind == BFLOAT) != (name + REST in parts):
                 raise self._refuse(INDEX, f"names {name}, whose codes are not there")
             own.update(parts)
             shape = entry.shape[::-1] if entry.turned else entry.shape
-            self.entries[name] = TensorInfo(name, shape, "lattice", sum(inner.entries[part].nbytes for part in parts))
+            self.entries[name] = TensorInfo(name, shape, "lattice" if entry.kind == LATTICE else "BF16",
+                                            sum(inner.entries[part].nbytes for part in parts))
         self.entries |= {name: info for name, info in inner.entries.items() if name not in own}
-        self._frames: dict[str, Frame] = {}
+        self._frames: dict[str, dict[str, Tensor]] = {}
         self._table: NDArray[np.uint32] | None = None
 
     def file(self, name: str) -> Path:
         return self._inner.file(name + CODES if name in self._index else name)
 
     def read(self, name: str) -> Tensor:
-        """The weight; coded ones as float32."""
+        """The weight; integers as float32, bfloat16 to the bit."""
         if name not in self._index:
             return self._inner.read(name)
-        weight_OI = self.lattice(name).decode()
+        matrix = self.matrix(name)
+        weight_OI = matrix.decode() if isinstance(matrix, Lattice) else matrix
         return weight_OI.T.contiguous() if self._index[name].turned else weight_OI
 
-    def lattice(self, name: str) -> Lattice:
-        """The integers and their frame. Raises CheckpointError for a stream that is not of the matrix's shape."""
-        frame = self._all_frames()[name]
+    def matrix(self, name: str) -> Lattice | Tensor:
+        """The integers in their frame, or the bfloat16 matrix (O, I). Raises CheckpointError for a stream that is not of
+        its shape."""
+        entry, vectors = self._index[name], self._all_vectors()[name]
+        rows, columns = vectors["row_class_O"].numpy(), vectors["column_class_I"].numpy()
+        escapes = torch.empty(0, dtype=torch.int16)
+        if name + ESCAPES in self._inner.entries:
+            escapes = self._inner.read(name + ESCAPES)
+            if escapes.ndim != 1 or escapes.dtype != torch.int16:
+                raise self._refuse(name + ESCAPES, f"is {escapes.dtype} {tuple(escapes.shape)}")
         words = self._words(name + CODES)
         try:
-            symbol_OI = rans.decode(words, frame.row_class_O.numpy(), frame.column_class_I.numpy(),
-                                    self._decoding()[:CLASSES])
+            symbol_OI = rans.decode(words, rows, columns, self._decoding()[CLASSES[entry.kind]])
+            if entry.kind == BFLOAT:
+                return bfloat.put_together(Bfloat(symbol_OI, self._rest(name), escapes.numpy(), rows, columns))
         except ValueError as error:
             raise self._refuse(name + CODES, str(error)) from error
         integers_OI = torch.from_numpy(symbol_OI).short() - rans.ESCAPE
         outside_OI = integers_OI == -rans.ESCAPE
-        escapes = self._inner.read(name + ESCAPES) if name + ESCAPES in self._inner.entries else torch.empty(0)
-        if escapes.ndim != 1 or int(outside_OI.sum()) != len(escapes):
+        if int(outside_OI.sum()) != len(escapes):
             raise self._refuse(name + CODES, "has other escapes than its symbols ask for")
-        if len(escapes):
-            integers_OI[outside_OI] = escapes.short()
-        return Lattice(integers_OI, frame)
+        integers_OI[outside_OI] = escapes
+        return Lattice(integers_OI, Frame(**vectors))
 
-    def _all_frames(self) -> dict[str, Frame]:
-        """Every matrix's frame; decoded at the first use, when the shapes have been checked against the config."""
+    def _rest(self, name: str) -> NDArray[np.uint8]:
+        rows, columns = self._index[name].shape
+        words = self._words(name + REST)
+        if len(words) != -(-rows * columns * bfloat.REST // 32):
+            raise self._refuse(name + REST, f"has {len(words)} words for a shape of ({rows}, {columns})")
+        stream = torch.from_numpy(words.view(np.int32))[None]
+        return unpack_bits(stream, bfloat.REST, rows * columns).view(rows, columns).numpy()
+
+    def _all_vectors(self) -> dict[str, dict[str, Tensor]]:
+        """Every matrix's vectors; decoded at the first use, when the shapes have been checked against the config."""
         if not self._frames:
-            parts = [(name, kind, entry.shape[0] if kind.startswith("row") else entry.shape[1])
-                     for name, entry in self._index.items() for kind in entry.kinds(name)]
-            classes = np.concatenate([np.full(size, KINDS.index(kind), np.int16) for _, kind, size in parts])
+            parts = [(name, side, entry.shape[0] if side in ROWS else entry.shape[1])
+                     for name, entry in self._index.items() for side in entry.vectors(name)]
+            classes = np.concatenate([np.full(size, PLACES[side], np.int16) for _, side, size in parts])
             try:
-                symbols = rans.decode(self._words(VECTORS), np.zeros(1, np.int16), classes, self._decoding()[CLASSES:])[0]
+                symbols = rans.decode(self._words(VECTORS), np.zeros(1, np.int16), classes, self._decoding()[OF_VECTORS])[0]
             except ValueError as error:
                 raise self._refuse(VECTORS, str(error)) from error
-            at, vectors = 0, {}
-            for name, kind, size in parts:
-                offset = self._index[name].offsets[KINDS.index(kind)] - rans.ESCAPE
-                vectors[name, kind] = torch.from_numpy(symbols[at:at + size].astype(np.int16)) + offset
+            at, found = 0, {}
+            for name, side, size in parts:
+                offset = self._index[name].offsets[self._index[name].vectors(name).index(side)] - rans.ESCAPE
+                found[name, side] = torch.from_numpy(symbols[at:at + size].astype(np.int16)) + offset
                 at += size
-            self._frames = {name: Frame(vectors[name, "row_O"], vectors[entry.columns, "column_I"],
-                                        vectors[name, "row_class_O"], vectors[entry.columns, "column_class_I"])
-                            for name, entry in self._index.items()}
+            for name, entry in self._index.items():
+                rows, columns = VECTORS_OF[entry.kind]
+                self._frames[name] = {side: found[name, side] for side in rows} | {
+                    side: found[entry.columns, side] for side in columns}
         return self._frames
 
     def _decoding(self) -> NDArray[np.uint32]:
         if self._table is None:
-            data = self._unpacked(FREQUENCIES, (CLASSES + len(KINDS)) * 512)
+            data = self._unpacked(FREQUENCIES, TABLES * 512)
             try:
                 self._table = rans.decoding_table(np.frombuffer(data, "<u2").reshape(-1, 256))
             except ValueError as error:
@@ -227,11 +279,11 @@ class ArchiveStore:
         for name, value in found.items():
             if not _describes(value):
                 raise self._refuse(INDEX, f"does not describe {name[:60]}")
-            rows, columns, turned, owner, *offsets = value
-            index[name] = Entry((rows, columns), bool(turned), owner or name, tuple(offsets))
+            rows, columns, kind, turned, owner, *offsets = value
+            index[name] = Entry((rows, columns), kind, bool(turned), owner or name, tuple(offsets))
         for name, entry in index.items():
             other = index.get(entry.columns)
-            if other is None or other.shape[1] != entry.shape[1] or other.columns != entry.columns:
+            if other is None or (other.shape[1], other.kind, other.columns) != (entry.shape[1], entry.kind, entry.columns):
                 raise self._refuse(INDEX, f"gives {name[:60]} columns that are not there")
         return index
 
@@ -253,9 +305,10 @@ class ArchiveStore:
 
 
 def _describes(value: object) -> bool:
-    """Whether it is rows, columns, turned or not, the owner of the columns or null, and four offsets."""
-    if not isinstance(value, list) or len(value) != 8 or not all(type(n) is int for n in (*value[:3], *value[4:])):
+    """Whether it is rows, columns, kind, turned or not, the owner of the columns or null, and the offsets."""
+    if not isinstance(value, list) or len(value) < 5 or not all(type(n) is int for n in (*value[:4], *value[5:])):
         return False
-    rows, columns, turned, owner, *offsets = value
-    return 0 < rows < 1 << 31 and 0 < columns < 1 << 31 and turned in (0, 1) and (owner is None or isinstance(owner, str)) \
+    rows, columns, kind, turned, owner, *offsets = value
+    return 0 < rows < 1 << 31 and 0 < columns < 1 << 31 and kind in CLASSES and turned in (0, 1) \
+        and (owner is None or isinstance(owner, str)) and len(offsets) == sum(map(len, VECTORS_OF[kind])) \
         and all(abs(offset) < 1 << 14 for offset in offsets)

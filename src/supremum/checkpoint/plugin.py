@@ -70,7 +70,7 @@ def register() -> None:
             model._keys_to_ignore_on_load_unexpected = {*(model._keys_to_ignore_on_load_unexpected or ()), r"^archive\."}
 
         def get_weight_conversions(self) -> list[Any]:
-            return [WeightConverter(["weight.codes", "weight.escapes"], "weight", [Decode(self)])]
+            return [WeightConverter(["weight.codes", "weight.rest", "weight.escapes"], "weight", [Decode(self)])]
 
         def is_serializable(self, *args: Any, **kwargs: Any) -> bool:
             return False  # the model holds floats now; what was read stands where it was

@@ -1,14 +1,14 @@
 """The target `archive`: the fewest bytes on disk. Layout: archive.py; Transformers loads it after `import supremum`.
 
     config.json            with quantization_config: {"quant_method": "supremum", "version": 1}
-    model.safetensors      coded matrices, the archive's tables, and the tensors that stay as they are
+    model.safetensors      coded matrices (other bfloat16 ones without loss), the archive's tables, and what is left
     tokenizer and generation files, as in the target compressed-tensors
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from .archive import METHOD, VERSION, Encoder
 from .hf import SINGLE
 from .write_compressed_tensors import Prepared, config_of, kept, to_json
 from .write_safetensors import SafetensorsWriter, Spec, measure
+
+LOSSLESS = 0.66  # of a bfloat16 matrix's bytes, about, remain
 
 
 class ArchiveTarget:
@@ -54,17 +56,19 @@ tokenizer = AutoTokenizer.from_pretrained("{file}")
 For any other runtime: `supremum convert {file} --target gguf --out converted`"""
 
     def rest(self, checkpoint: Any, stays: Mapping[str, Any]) -> int:
-        """Bytes of the files without the coded matrices. stays: tensor name -> TensorInfo of what is not coded."""
+        """About the bytes of the files without the coded matrices. stays: tensor name -> TensorInfo of what is not coded."""
         prepared = Prepared(checkpoint)
-        return measure(kept(prepared, name, info) for name, info in stays.items()) + _small(checkpoint, prepared)[1]
+        tensors = sum(info.nbytes * LOSSLESS if _without_loss(name, info) else kept(prepared, name, info).nbytes
+                      for name, info in stays.items())
+        return int(tensors) + _small(checkpoint, prepared)[1]
 
     def count(self, checkpoint: Any, coded: Mapping[str, Any]) -> dict[str, Any]:
         """Exact bytes of what `write` would make: {"matrices": each, "tables": what they share, "size": all files}."""
         encoder, names = _counted(checkpoint, coded)
-        specs = {name: _specs(name, encoder.encode(coded[name])) for name in names}
+        specs = {name: _specs(name, encoder.encode(matrix)) for name, matrix in _matrices(checkpoint, coded, names)}
         tables = [spec for name, tensor in encoder.tables().items() for spec in _specs(name, {"": tensor})]
         prepared = Prepared(checkpoint)
-        kept_specs = [kept(prepared, name, info) for name, info in checkpoint.tensors.items() if name not in coded]
+        kept_specs = [kept(prepared, name, info) for name, info in checkpoint.tensors.items() if name not in specs]
         every = [spec for those in specs.values() for spec in those] + tables + kept_specs
         return {"matrices": {name: sum(spec.nbytes for spec in those) for name, those in specs.items()},
                 "tables": sum(spec.nbytes for spec in tables), "size": measure(every) + _small(checkpoint, prepared)[1]}
@@ -76,13 +80,13 @@ For any other runtime: `supremum convert {file} --target gguf --out converted`""
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as streams:  # their lengths come first in the file that they end in
             specs = []
-            for name in names:
-                parts = encoder.encode(coded[name])
+            for name, matrix in _matrices(checkpoint, coded, names):
+                parts = encoder.encode(matrix)
                 specs += _specs(name, parts)
                 streams.writelines(tensor.numpy().tobytes() for tensor in parts.values())
             streams.seek(0)
             tables = encoder.tables()
-            rest = {name: kept(prepared, name, info) for name, info in checkpoint.tensors.items() if name not in coded}
+            rest = {name: kept(prepared, name, info) for name, info in checkpoint.tensors.items() if name not in names}
             shared = [spec for name, tensor in tables.items() for spec in _specs(name, {"": tensor})]
             with SafetensorsWriter(folder / SINGLE, [*specs, *shared, *rest.values()]) as out:
                 for spec in specs:
@@ -97,12 +101,25 @@ For any other runtime: `supremum convert {file} --target gguf --out converted`""
 
 
 def _counted(checkpoint: Any, coded: Mapping[str, Any]) -> tuple[Encoder, list[str]]:
-    """An encoder that has seen every matrix, and their names in the checkpoint's order."""
-    encoder, names = Encoder(), [name for name in checkpoint.tensors if name in coded]
+    """An encoder that has seen every matrix, and their names in the checkpoint's order: those that are coded, and the other
+    bfloat16 matrices, which are stored without loss."""
+    encoder, names = Encoder(), [name for name, info in checkpoint.tensors.items()
+                                 if name in coded or _without_loss(name, info)]
     turned = {f"{name}.weight" for name, module in checkpoint.skeleton().named_modules() if isinstance(module, Conv1D)}
-    for name in names:
-        encoder.count(name, coded[name], name in turned)
+    for name, matrix in _matrices(checkpoint, coded, names):
+        encoder.count(name, matrix, name in turned and name in coded)
     return encoder, names
+
+
+def _without_loss(name: str, info: Any) -> bool:
+    """Whether a tensor that is not coded is stored as entropy-coded bfloat16."""
+    return info.kind == "BF16" and len(info.shape) == 2 and name.endswith(".weight")
+
+
+def _matrices(checkpoint: Any, coded: Mapping[str, Any], names: list[str]) -> Iterator[tuple[str, Any]]:
+    """One after the other: what is coded, or the tensor itself."""
+    for name in names:
+        yield name, coded[name] if name in coded else checkpoint.read(name)
 
 
 def _specs(name: str, parts: Mapping[str, torch.Tensor]) -> list[Spec]:
