@@ -10,6 +10,7 @@ import torch
 
 from supremum import Budget, open_checkpoint, optimize
 from supremum.errors import BudgetError, SupremumError
+from supremum.pipeline import store_without_loss
 from supremum.report import read_document
 
 from .test_pipeline import text  # noqa: F401  (a fixture)
@@ -77,6 +78,20 @@ def test_budgets_that_cannot_be(tiny_model, text, tmp_path):  # noqa: F811
     least = int(refused.value.remedy.split("--size ")[1].split()[0])
     with pytest.raises(BudgetError, match="more than the other limits allow"):
         run(model, text, tmp_path / "other", Budget(size=least + 1000, max_kl=1e-4))
+
+
+def test_lossless_is_bit_exact_and_proved(tiny_model, tmp_path):
+    model = tiny_model("llama", "bfloat16", hidden_size=256, intermediate_size=512)
+    stored = store_without_loss(model, tmp_path / "out")
+    assert stored["bits_per_weight"] < 11.2  # small matrices: 10.5 on real ones
+    before, after = open_checkpoint(model), open_checkpoint(stored["path"])
+    assert all(torch.equal(before.read(name), after.read(name)) for name in before.tensors)
+    assert '"passed": true' in (tmp_path / "out" / "converted.json").read_text()
+
+
+def test_lossless_of_float32_names_the_remedy(tiny_model, tmp_path):
+    with pytest.raises(SupremumError, match="no bfloat16 matrices"):
+        store_without_loss(tiny_model("llama"), tmp_path / "out")
 
 
 def test_without_numba_the_remedy_is_named(monkeypatch):

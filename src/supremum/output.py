@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import shlex
 import shutil
@@ -183,6 +184,20 @@ def convert(model: str | Path, target: str, out: str | Path, *, fresh: bool = Fa
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return folder / file
+
+
+def store_without_loss(model: str | Path, out: str | Path, *, fresh: bool = False) -> dict[str, Any]:
+    """An archive of the bfloat16 matrices to the bit: its path, the bytes of its weights, and how many bits a weight.
+
+    Raises SupremumError for a model without such matrices.
+    """
+    tensors = open_checkpoint(model).tensors.values()
+    if not any(info.kind == "BF16" and len(info.shape) == 2 for info in tensors):
+        raise SupremumError(f"{model}: has no bfloat16 matrices, which are what is coded without loss.",
+                            "Give --size, --bits or --max-kl instead.")
+    path = convert(model, "archive", out, fresh=fresh)
+    nbytes = sum(file.stat().st_size for file in path.glob("*.safetensors"))
+    return {"path": str(path), "bytes": nbytes, "bits_per_weight": 8 * nbytes / sum(math.prod(i.shape) for i in tensors)}
 
 
 def _converted(folder: Path, inputs: dict[str, Any]) -> Path | None:

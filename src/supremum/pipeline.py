@@ -35,7 +35,17 @@ from .gather import (
 )
 from .limits import Limits, limits
 from .measure.streamed import final_hidden
-from .output import check_output, check_replaced, convert, finished, move_into_place, rehearse, show_samples, write
+from .output import (
+    check_output,
+    check_replaced,
+    convert,
+    finished,
+    move_into_place,
+    rehearse,
+    show_samples,
+    store_without_loss,
+    write,
+)
 from .planning import Menu, Reached, menu_of, prices, units_of
 from .preflight import preflight
 from .progress import forget_timings, keep_timings, note, phase
@@ -173,4 +183,4 @@ def _command(model: str | Path, folder: Path, budget: Budget, options: dict[str,
     return shlex.join(words)
 
 
-__all__ = ["Budget", "Result", "convert", "measure_limits", "optimize"]
+__all__ = ["Budget", "Result", "convert", "measure_limits", "optimize", "store_without_loss"]

@@ -39,7 +39,8 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Any:
         raise BudgetError("too small.", "Use more.")
 
     module = SimpleNamespace(Budget=lambda **limits: limits, seen=seen, behaviour=no_behaviour,
-                             optimize=job("optimize"), convert=job("convert"), measure_limits=job("limit"))
+                             optimize=job("optimize"), convert=job("convert"), measure_limits=job("limit"),
+                             store_without_loss=job("lossless"))
     monkeypatch.setitem(sys.modules, "supremum.pipeline", module)
     return module
 
@@ -94,7 +95,8 @@ def test_help_is_fast_and_does_not_import_torch() -> None:
 @pytest.mark.parametrize("words", [
     ["optimise", "demo"], ["optimize", "demo", "--size", "60 elephants"], ["optimize", "demo", "--bits", "40"],
     ["optimize", "demo", "--bits", "nan"], ["optimize", "demo", "--max-kl", "-1"], ["optimize", "demo"],
-    ["optimize", "demo", "--size", "60MB", "--target", "tape"], ["evaluate"], ["convert", "demo"],
+    ["optimize", "demo", "--size", "60MB", "--target", "tape"],
+    ["optimize", "demo", "--lossless", "--bits", "3"], ["evaluate"], ["convert", "demo"],
     ["evaluate", "demo", "--tokens", "100", "--length", "512"], ["limit", "demo", "--no-such-flag"],
 ])
 def test_wrong_usage_exits_with_2_and_says_why(words: list[str], engine: Any) -> None:

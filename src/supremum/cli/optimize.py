@@ -16,6 +16,8 @@ from .common import Debug, Dtype, Json, Model, Precision, Result, Seed, Target, 
     supremum optimize models/llama --bits 3.5 --target compressed-tensors
     supremum optimize models/llama --bits 5 --only Q4_0 --only Q8_0
     supremum optimize models/llama --max-kl 0.05 --size 900MB --keep lm_head
+    supremum optimize models/llama --bits 3 --target archive --out archived
+    supremum optimize models/llama --lossless --out lossless
 """, resumable=True)
 def optimize(
     model: Model = "demo",
@@ -25,6 +27,9 @@ def optimize(
         "--bits", min=1, max=16, help="Bits a weight of the blocks' linear layers, scales included.")] = None,
     max_kl: Annotated[float | None, typer.Option(
         "--max-kl", metavar="NATS", help="Largest KL from the original, nats a token; the smallest such file.")] = None,
+    lossless: Annotated[bool, typer.Option(
+        "--lossless", help="No budget: an archive of the bfloat16 weights to the bit, in about two thirds of their bytes.",
+    )] = False,
     target: Target = "gguf",
     text: Text = None,
     tokens: Annotated[int | None, typer.Option("--tokens", min=256, help="Calibration tokens; 16384 unless given.")] = None,
@@ -43,9 +48,18 @@ def optimize(
 ) -> Result:
     """Compress MODEL to a budget: the format of every layer is chosen by its damage, and the result is proved.
 
-    Give one of --size, --bits and --max-kl, or several: all of them hold.
+    Give one of --size, --bits and --max-kl, or several: all of them hold. Or --lossless.
     The folder holds the model, supremum.json, report.html and a model card.
     """
+    folder = out or Path(f"{Path(model).name.removesuffix('.gguf')}-supremum")
+    if lossless:
+        if (size, bits, max_kl) != (None, None, None):
+            raise typer.BadParameter("--lossless takes no budget")
+        from ..pipeline import store_without_loss
+
+        stored = store_without_loss(model, folder, fresh=fresh)
+        return stored, lambda: print(f"Written: {stored['path']}, {stored['bytes']} bytes of weights, "
+                                     f"{stored['bits_per_weight']:.2f} bits a weight")
     if size is None and bits is None and max_kl is None:
         raise typer.BadParameter("give a budget: --size 75MB, --bits 3.5 or --max-kl 0.05 (or several)")
     if max_kl is not None and not 0 < max_kl < 10:
@@ -55,7 +69,6 @@ def optimize(
     from ..pipeline import optimize as run
     from ..report.terminal import show_result
 
-    folder = out or Path(f"{Path(model).name.removesuffix('.gguf')}-supremum")
     result = run(model, Budget(size=size, bits=bits, max_kl=max_kl), target=target, text=text or [],
                  tokens=tokens, out=folder, keep=keep or [], only=only or [], fresh=fresh, seed=seed, dtype=dtype.value)
     return result.document, lambda: show_result(result.document, result.folder)
