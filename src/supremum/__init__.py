@@ -10,10 +10,10 @@ __version__ = "0.1.0"
 
 _PLACES = {
     "open_checkpoint": "checkpoint", "optimize": "pipeline", "Result": "pipeline", "Budget": "allocate",
-    "convert": "pipeline", "measure_limits": "pipeline", "evaluate": "measure", "evaluate_files": "measure",
-    "verify": "runtime.verify", "SupremumError": "errors",
+    "convert": "pipeline", "measure_limits": "pipeline", "measure_gap": "pipeline", "evaluate": "measure",
+    "evaluate_files": "measure", "verify": "runtime.verify", "SupremumError": "errors",
 }
-__all__ = ["Budget", "Result", "SupremumError", "convert", "evaluate", "evaluate_files", "measure_limits",
+__all__ = ["Budget", "Result", "SupremumError", "convert", "evaluate", "evaluate_files", "measure_gap", "measure_limits",
            "open_checkpoint", "optimize", "verify"]
 
 when_imported()
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .checkpoint import open_checkpoint
     from .errors import SupremumError
     from .measure import evaluate, evaluate_files
-    from .pipeline import Result, convert, measure_limits, optimize
+    from .pipeline import Result, convert, measure_gap, measure_limits, optimize
     from .runtime.verify import verify
 
 

@@ -22,6 +22,7 @@ from .allocate import Budget
 from .checkpoint import open_checkpoint
 from .checkpoint.targets import Target
 from .checkpoint.targets import target as target_named
+from .gap import FileGap, gap_of
 from .gather import (
     HELD_OUT_TOKENS,
     TOKENS,
@@ -163,6 +164,17 @@ def measure_limits(model: str | Path, *, text: list[str] | None = None, tokens: 
         return limits(checkpoint, list(gathered.spectra()))
 
 
+def measure_gap(model: str | Path, reference: str | Path, *, text: list[str] | None = None, tokens: int | None = None,
+                seed: int = 0, dtype: str = "auto") -> FileGap:
+    """How far a finished file is from the limit of the model it was made from, layer by layer; keeps nothing."""
+    file, original = open_checkpoint(model), open_checkpoint(reference)
+    with tempfile.TemporaryDirectory(prefix="supremum-") as folder:
+        workspace = Workspace(Path(folder), {})
+        gathered = gather(original, workspace, text=text or [], tokens=tokens, seed=seed, dtype=dtype)
+        gather_fisher(gathered, None, seed)
+        return gap_of(gathered, file)
+
+
 def _text_state(source: str) -> list[Any]:
     """What tells whether the text changed: the path, the size and the time of each file that is read."""
     states = [(path, path.stat()) for path in files_of(source)]
@@ -183,4 +195,4 @@ def _command(model: str | Path, folder: Path, budget: Budget, options: dict[str,
     return shlex.join(words)
 
 
-__all__ = ["Budget", "Result", "convert", "measure_limits", "optimize", "store_without_loss"]
+__all__ = ["Budget", "Result", "convert", "measure_gap", "measure_limits", "optimize", "store_without_loss"]

@@ -40,7 +40,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     module = SimpleNamespace(Budget=lambda **limits: limits, seen=seen, behaviour=no_behaviour,
                              optimize=job("optimize"), convert=job("convert"), measure_limits=job("limit"),
-                             store_without_loss=job("lossless"))
+                             measure_gap=job("gap"), store_without_loss=job("lossless"))
     monkeypatch.setitem(sys.modules, "supremum.pipeline", module)
     return module
 

@@ -135,12 +135,14 @@ def layers(plan: list[Layer], view: str) -> Figure | None:
 def where_bytes_went(document: Document) -> Figure:
     """Megabytes by kind of tensor, stacked by codec; the remainder is what is not in the plan."""
     amounts: dict[str, dict[str, int]] = {}
-    rates: dict[str, float] = {}
+    weights: dict[str, int] = {}
     for layer in document["plan"]:
         kind = place_of(layer["name"])[1]
         amounts.setdefault(kind, {}).setdefault(layer["codec"], 0)
         amounts[kind][layer["codec"]] += layer["bytes"]
-        rates[layer["codec"]] = layer["bits_per_weight"]
+        weights[layer["codec"]] = weights.get(layer["codec"], 0) + math.prod(layer["shape"])
+    rates = {codec: 8 * sum(those.get(codec, 0) for those in amounts.values()) / max(1, count)
+             for codec, count in weights.items()}
     kinds = sorted(amounts, key=lambda kind: sum(amounts[kind].values()))
     low, high = min(rates.values(), default=0.0), max(rates.values(), default=1.0)
     data: list[Figure] = []

@@ -1,0 +1,139 @@
+"""How far a finished file is from the limit of the model it was made from, layer by layer, and where the bits go.
+
+With W of the original, dW of the file, S and B gathered on the original (limits/information.py), R(n) the least bits of a set
+of layers at n nats and n_l = tr(B dW S dW^T) / 2 what layer l costs, a file of b bits a weight and measured KL k is above the
+limit by
+
+    b - R(k) =   mean_l (b_l - R_l(n_l))                   each layer's own gap, in the metric of S and B
+               + (mean_l R_l(n_l) - R(sum n))              the same damage, shared out otherwise (one water level)
+               + (R(sum n) - R(k))                         what the sum of the layers' damages misses of the measured KL
+
+and a layer's own gap is
+
+      log2(2 pi e / 12) / 2 = 0.2546                       integers instead of balls: what a trellis could take off
+    + what error feedback would take off                   by the layer's three numbers, if its error shows none
+    + the rest                                             no entropy code, scales, and rows that are treated alike
+
+An error that was fed back is small where S is large: tr(dW S dW^T) is then below tr(dW dW^T) tr(S) / I. Above FED_BACK of
+it, none is taken to have been used. Works for every file that opens: ours, a GGUF, compressed-tensors.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from .checkpoint import Checkpoint
+from .errors import SupremumError
+from .gather import Gathered
+from .limits import Curve, LayerSpectrum
+from .limits.waterfill import SHAPING_BITS
+from .measure.streamed import final_hidden, streamed_quality
+from .progress import track
+from .stats.fisher import shrunk
+from .stats.sweep import moments
+
+FED_BACK = 0.6  # of the error that an uncorrelated dW of the same size would make
+
+
+@dataclass(frozen=True)
+class LayerGap:
+    """One layer. Bits a weight; nats a token."""
+
+    name: str
+    weights: int
+    bits: float  # as stored, scales included
+    nats: float  # predicted damage
+    least_bits: float  # of any code of this layer with this damage
+    gap: float
+    feedback: float  # of the gap, what error feedback would take off; 0 where it seems to have been used
+    level_bits: float  # that the layer would have in a file at the limit with this file's KL
+
+
+@dataclass(frozen=True)
+class FileGap:
+    """A file against its original. Bits a weight of the layers covered; nats a token."""
+
+    model: str
+    reference: str
+    bits: float
+    kl: float
+    kl_se: float
+    least_bits: float  # of any code at this KL
+    gap: float
+    parts: dict[str, float]  # of the gap, in words; they add up to it
+    layers: list[LayerGap]
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def gap_of(gathered: Gathered, file: Checkpoint) -> FileGap:
+    """Measure `file` against the original that was gathered (with its Fisher). Raises SupremumError for another model."""
+    original = gathered.checkpoint
+    for name, info in original.tensors.items():
+        if name not in file.tensors or tuple(file.tensors[name].shape) != tuple(info.shape):
+            raise SupremumError(f"{file.source}: its tensor {name} is missing or has another shape than {original.source}'s.",
+                                "Give the model that the file was made from as --reference.")
+    reference = final_hidden(gathered.stream, gathered.held_out)
+    quality = streamed_quality(gathered.stream, gathered.held_out, reference,
+                               lambda name: _oriented(gathered, file, name) if name in gathered.shapes else
+                               file.read(name) if name in file.tensors else None, "measure the file")
+    kl = max(quality.kl_mean or 0.0, 1e-12)
+    spectra = list(gathered.spectra())
+    nats, feedback = _damage(gathered, file, spectra)
+    curve = Curve(spectra)
+    weights = curve.weights
+    bits = {layer.name: 8 * file.tensors[layer.name].nbytes / layer.weights for layer in spectra}
+    least = {layer.name: _least(Curve([layer]), nats[layer.name]) for layer in spectra}
+    wanted = dict(zip((layer.name for layer in spectra), curve.layer_bits(curve.level_at_kl(kl)),
+                      strict=True))
+    layers = [LayerGap(layer.name, layer.weights, bits[layer.name], nats[layer.name], least[layer.name],
+                       bits[layer.name] - least[layer.name], feedback[layer.name], wanted[layer.name]) for layer in spectra]
+
+    def mean(values: Mapping[str, float]) -> float:
+        return sum(values[layer.name] * layer.weights for layer in spectra) / weights
+
+    own, together, measured = mean(least), _least(curve, sum(nats.values())), _least(curve, kl)
+    rest = mean(bits) - own - SHAPING_BITS - mean(feedback)
+    parts = {"a water level for all layers": own - together, "error feedback": mean(feedback),
+             "an entropy code, fewer scales, rows by their weight": rest, "a trellis instead of integers": SHAPING_BITS,
+             "what the layers' sum misses": together - measured}
+    return FileGap(file.source, original.source, mean(bits), kl, quality.kl_se or 0.0, measured,
+                   mean(bits) - measured, parts, layers)
+
+
+def _oriented(gathered: Gathered, file: Checkpoint, name: str) -> Any:
+    """The file's weight (O, I), float32."""
+    weight = file.read(name).float()
+    return weight.T.contiguous() if gathered.turned[name] else weight
+
+
+def _least(curve: Curve, nats: float) -> float:
+    """Bits of the limit at this damage; those of a damage of nothing would have no end."""
+    return curve.bits_at_kl(max(nats, 1e-9 * curve.kl_at_zero))
+
+
+def _damage(gathered: Gathered, file: Checkpoint, spectra: list[LayerSpectrum]) -> tuple[dict[str, float], dict[str, float]]:
+    """Nats of each layer, and the bits that error feedback would take off."""
+    numbers = {layer.name: layer.numbers for layer in spectra}
+    nats, feedback = {}, {}
+    for block in track(gathered.stream.blocks, "compare the layers"):
+        sums, keys = moments(gathered.workspace, gathered.calls, block)
+        fishers, shares = gathered.block_fisher(block, "B|"), gathered.block_fisher(block, "r|")
+        uses = sum(call.block == block for call in gathered.calls)
+        for layer, key in keys.items():
+            name = gathered.inner(block, layer)
+            change_OI = _oriented(gathered, file, name) - gathered.weight(name)
+            image_OI = change_OI @ sums[key]
+            steady = shrunk(fishers[f"B|{layer}"], float(shares[f"r|{layer}"]) / uses)
+            weighted_OI = steady @ change_OI if steady.ndim == 2 else steady[:, None] * change_OI
+            nats[name] = max(0.0, 0.5 * float((weighted_OI * image_OI).sum()))
+            plain = float(change_OI.square().sum()) * float(sums[key].diagonal().mean())
+            shows = plain > 0 and float((change_OI * image_OI).sum()) > FED_BACK * plain
+            known = numbers[name]
+            feedback[name] = 0.0 if not shows or known is None else 0.5 * math.log2(
+                known.mean_diagonal / known.mean_pivot_ordered)
+    return nats, feedback

@@ -1,0 +1,95 @@
+"""The gap of finished files: it adds up, tells codes apart, and refuses another model's file."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from rich.console import Console
+
+from supremum import SupremumError, codecs, measure_gap, open_checkpoint
+from supremum.checkpoint.targets import target
+from supremum.codecs.lattice import Lattice
+from supremum.gap import FileGap
+from supremum.report.gap import render_gap
+from supremum.solve import Metric, nearest, solve
+from supremum.solve.water import flat
+from supremum.stats.streaming import BlockStream
+from supremum.stats.sweep import moments, sweep
+from supremum.workspace import Workspace
+
+from .test_pipeline import text  # noqa: F401  (a fixture)
+
+SIZES = {"hidden_size": 128, "intermediate_size": 256}
+
+
+def measured(file, model, source) -> FileGap:
+    return measure_gap(file, model, text=[source], tokens=4096, dtype="float32")
+
+
+def inner(checkpoint) -> list[str]:
+    return [name for name in checkpoint.tensors if ".layers." in name and "proj" in name]
+
+
+@pytest.fixture
+def model(tiny_model):
+    return tiny_model("llama", "bfloat16", **SIZES)
+
+
+def integers(checkpoint, folder, solver):
+    return target("compressed-tensors").write(checkpoint, {name: solver(name) for name in inner(checkpoint)}, folder)
+
+
+def test_it_adds_up_and_fits_a_terminal(model, text, tmp_path):  # noqa: F811
+    checkpoint = open_checkpoint(model)
+    codec = codecs.get("int4-g64")
+    file = integers(checkpoint, tmp_path / "int4", lambda name: nearest(checkpoint.read(name).float(), codec))
+    gap = measured(file, model, text)
+    assert sum(gap.parts.values()) == pytest.approx(gap.gap, abs=1e-6)
+    assert gap.gap == pytest.approx(gap.bits - gap.least_bits)
+    assert 4.25 <= gap.bits < 4.3 and len(gap.layers) == 14 and gap.kl > 0
+    assert all(layer.gap == pytest.approx(layer.bits - layer.least_bits) for layer in gap.layers)
+    console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(render_gap(gap))
+    shown = console.export_text()
+    assert "error feedback" in shown and max(map(len, shown.splitlines())) <= 80
+
+
+def test_feedback_is_told_from_nearest_rounding(model, text, tmp_path):  # noqa: F811
+    """On the same grid: the fed-back file has less gap and no feedback left to be had."""
+    checkpoint = open_checkpoint(model)
+    stream = BlockStream(checkpoint, dtype=torch.float32)
+    windows = torch.randint(0, 300, (32, 128), generator=torch.Generator().manual_seed(0))
+    workspace = Workspace(tmp_path / "work", {})
+    sweep(stream, windows, workspace)
+    metrics = {}
+    for block in stream.blocks:
+        sums, keys = moments(workspace, stream.calls(windows), block)
+        metrics |= {f"{block}.{layer}.weight": Metric.of(sums[key], damping=0.01) for layer, key in keys.items()}
+    codec = codecs.get("int3-g64")
+    plain = measured(integers(checkpoint, tmp_path / "plain",
+                              lambda name: nearest(checkpoint.read(name).float(), codec)), model, text)
+    fed = measured(integers(checkpoint, tmp_path / "fed",
+                            lambda name: solve(checkpoint.read(name).float(), metrics[name], codec)), model, text)
+    assert plain.parts["error feedback"] > 0.1
+    assert fed.parts["error feedback"] < plain.parts["error feedback"]
+    assert sum(layer.gap for layer in fed.layers) < sum(layer.gap for layer in plain.layers)
+
+
+def test_an_archive_is_nearer_than_integers_of_a_fixed_length(model, text, tmp_path):  # noqa: F811
+    checkpoint = open_checkpoint(model)
+    coded: dict[str, Lattice] = {name: flat(checkpoint.read(name).float(), 4.0) for name in inner(checkpoint)}
+    entropy = "an entropy code, fewer scales, rows by their weight"
+    archive = measured(target("archive").write(checkpoint, coded, tmp_path / "archive"), model, text)
+    fixed = measured(integers(checkpoint, tmp_path / "fixed",
+                              lambda name: nearest(checkpoint.read(name).float(), codecs.get("int4-g64"))), model, text)
+    assert archive.parts[entropy] < fixed.parts[entropy] - 0.3
+
+
+def test_the_original_itself_has_no_damage(model, text):  # noqa: F811
+    gap = measured(model, model, text)
+    assert gap.bits == 16 and gap.kl < 1e-9 and all(layer.nats == 0 for layer in gap.layers)
+
+
+def test_another_models_file_is_refused(model, tiny_model, text):  # noqa: F811
+    with pytest.raises(SupremumError, match="another shape"):
+        measured(tiny_model("llama", "bfloat16"), model, text)
