@@ -10,6 +10,7 @@ B, and the last under other dampings of S. KL on the first windows of the test t
 from __future__ import annotations
 
 import argparse
+import math
 import tempfile
 import time
 from functools import partial
@@ -70,7 +71,7 @@ def main() -> None:
             fill.Outputs, fill.DAMPING = SimpleNamespace(of=outputs), damping  # type: ignore[misc, assignment]
             for attempt in range(3):
                 start = time.perf_counter()
-                solved = fill.solve_level(gathered, kind, level, names, f"{way}{attempt}")  # type: ignore[arg-type]
+                solved = fill.solve_level(gathered, kind, names, math.log2(level), f"{way}{attempt}")  # type: ignore[arg-type]
                 seconds = time.perf_counter() - start
                 bits = 8 * sum(solved.nbytes[name] for name in names) / weights
                 if abs(bits - args.bits) < 0.01:

@@ -31,7 +31,7 @@ from .planning import Reached
 from .progress import phase
 from .sizes import format_size
 from .solve.cancellation import DAMPING, Metric, one_thread
-from .solve.water import Outputs, Spread, water
+from .solve.water import Outputs, Spread, Watered, water
 from .stats.fisher import gradient_file, shrunk
 from .stats.sweep import HEAD_MOMENTS, moments
 
@@ -40,6 +40,7 @@ START_BITS = 0.6  # a weight above the limit: where the search for the level beg
 LEAST_BITS = 0.1  # a weight: an archive of fewer would say nothing of the model
 NEAR = 0.997  # of a budget: near enough to stop
 ATTEMPTS = 8
+FRAME = ("row_O", "column_I", "row_class_O", "column_class_I")
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Solved:
     """All matrices at one water level, and their exact bytes."""
 
     level: float
+    folder: str  # of the workspace
     coded: LazyCoded
     nats: dict[str, float]
     nbytes: dict[str, int]  # of each matrix in the archive, with its part of what they share
@@ -56,107 +58,145 @@ class Solved:
 def fill(gathered: Gathered, budget: Budget, kind: ArchiveTarget, spectra: list[LayerSpectrum], reference: Tensor,
          names: list[str]) -> Reached:
     """The archive of `names` nearest to the original within the budget. Raises BudgetError where there is none."""
-    curve = Curve(spectra)
     blocks = {name for block in gathered.stream.blocks for name in gathered.shapes if name.startswith(f"{block}.")}
     weights = sum(math.prod(gathered.shapes[name]) for name in names)
     inner = sum(math.prod(gathered.shapes[name]) for name in names if name in blocks)
-    _check(gathered, budget, kind, names, weights)
+    fixed = kind.rest(gathered.checkpoint, {n: info for n, info in gathered.checkpoint.tensors.items() if n not in names})
+    _check(budget, fixed, weights)
 
-    def over(solved: Solved) -> float:
+    def excess(solved: Solved) -> float:
         """Bits a weight by which the budget's bytes are exceeded; below zero: still to be had."""
-        excess = [-math.inf]
+        found = [-math.inf]
         if budget.size is not None:
-            excess.append(8 * (solved.size - budget.size) / weights)
+            found.append(8 * (solved.size - budget.size) / weights)
         if budget.bits is not None:
             used = sum(solved.nbytes[name] for name in names if name in blocks)
-            excess.append(8 * used / max(inner, 1) - budget.bits)
-        return max(excess)
+            found.append(8 * used / max(inner, 1) - budget.bits)
+        return max(found)
 
+    def quality(solved: Solved) -> dict[str, Any]:
+        return _quality(gathered, solved, reference)
+
+    curve, levels = Curve(spectra), _Levels(gathered, kind, names, budget.name)
     if budget.max_kl is not None:
-        level = 2.0 ** curve.level_at_kl(budget.max_kl / 4)
+        solved = levels.near(curve.level_at_kl(budget.max_kl / 4), quality, budget.max_kl)
+        if excess(solved) > 0:
+            raise BudgetError(f"KL {budget.max_kl:g} takes {format_size(solved.size)}, more than the other limits allow.",
+                              "Allow more bytes, more bits or more KL.")
     else:
-        rate = budget.bits or 8 * (budget.size - _fixed(gathered, kind, names)) / weights  # type: ignore[operator]
-        level = 2.0 ** curve.level_at_bits(max(rate - START_BITS, LEAST_BITS))
-    best: tuple[Solved, dict[str, Any]] | None = None
-    for attempt in range(ATTEMPTS):
-        solved = solve_level(gathered, kind, level, names, f"{budget.name}/level{attempt}")
-        quality: dict[str, Any] = {}
-        if budget.max_kl is not None:  # KL is proportional to the level, nearly; the highest level that keeps it is wanted
-            quality = _quality(gathered, solved, reference, f"{budget.name}/quality{attempt}.json")
-            octaves = math.log2(budget.max_kl / quality["kl_mean"]) - 0.03
-            fits, near = quality["kl_mean"] <= budget.max_kl, octaves < 0.07
-        else:  # two octaves a bit; the lowest level that keeps the bytes is wanted
-            excess, bits = over(solved), 8 * sum(solved.nbytes[name] for name in names) / weights
-            octaves = 2 * (excess + 0.0005 * bits)
-            fits, near = excess <= 0, excess > -(1 - NEAR) * bits
-        if fits and (best is None or (solved.level > best[0].level) is (budget.max_kl is not None)):
-            best = solved, quality
-        if fits and near:
-            break
-        level *= 2.0**octaves
-    if best is None:
-        raise BudgetError(f"the budget was not met in {ATTEMPTS} water levels.", "Allow a little more.")
-    solved, quality = best
-    if budget.max_kl is not None and over(solved) > 0:
-        raise BudgetError(f"KL {budget.max_kl:g} takes {format_size(solved.size)}, more than the other limits allow.",
-                          "Allow more bytes, more bits or more KL.")
-    quality = quality or _quality(gathered, solved, reference, f"{budget.name}/quality.json")
+        rate = min(rate for rate in (budget.bits, budget.size and 8 * (budget.size - fixed) / weights) if rate is not None)
+        solved = levels.within(curve.level_at_bits(max(rate - START_BITS, LEAST_BITS)), excess, rate)
     units, options = [], []
     for name, shape in gathered.shapes.items():
         nbytes = solved.nbytes.get(name, gathered.checkpoint.tensors[name].nbytes)  # kept bfloat16 is coded without loss
         option = Option("lattice", nbytes, solved.nats[name]) if name in names else Option(None, nbytes, 0.0)
         units.append(Unit((name,), math.prod(shape), name in blocks, (option,)))
         options.append(option)
-    return Reached(units, options, solved.coded, quality, [], spectra, solved.size)
+    return Reached(units, options, solved.coded, quality(solved), [], spectra, solved.size)
 
 
-def solve_level(gathered: Gathered, kind: ArchiveTarget, level: float, names: list[str], folder: str) -> Solved:
-    """Every matrix at one water level. Files: FOLDER/K of block K, FOLDER/TENSOR of a table."""
-    workspace = gathered.workspace
-    jobs: dict[str, Callable[[], dict[str, tuple[Lattice, float]]]] = {}
+@dataclass(frozen=True)
+class _Levels:
+    """Water levels tried for one budget."""
+
+    gathered: Gathered
+    kind: ArchiveTarget
+    names: list[str]
+    folder: str
+
+    def solve(self, attempt: int, level: float) -> Solved:
+        """`level`: log2 of theta."""
+        return solve_level(self.gathered, self.kind, self.names, level, f"{self.folder}/level{attempt}")
+
+    def drop(self, solved: Solved | None) -> None:
+        """Free what a level takes on the disk; its counts stay, for a run that resumes."""
+        if solved is not None:
+            self.gathered.workspace.remove(f"{solved.folder}/*.safetensors")
+
+    def within(self, level: float, excess: Callable[[Solved], float], rate: float) -> Solved:
+        """The lowest level whose bytes the budget allows; two octaves are a bit a weight. `level`: where to begin."""
+        best: Solved | None = None
+        for attempt in range(ATTEMPTS):
+            solved: Solved | None = self.solve(attempt, level)
+            assert solved is not None
+            over = excess(solved)
+            if over <= 0 and (best is None or solved.level < best.level):
+                best, solved = solved, best
+            self.drop(solved)
+            if -(1 - NEAR) * rate <= over <= 0:
+                break
+            level += 2 * (over + 0.0005 * rate)
+        if best is None:
+            raise BudgetError(f"the budget was not met in {ATTEMPTS} water levels.", "Allow a little more.")
+        return best
+
+    def near(self, level: float, measure: Callable[[Solved], dict[str, Any]], max_kl: float) -> Solved:
+        """The highest level that keeps the KL, which is nearly proportional to the level."""
+        best: Solved | None = None
+        for attempt in range(ATTEMPTS):
+            solved: Solved | None = self.solve(attempt, level)
+            assert solved is not None
+            octaves = math.log2(max_kl / max(measure(solved)["kl_mean"], 1e-9))
+            if octaves >= 0 and (best is None or solved.level > best.level):
+                best, solved = solved, best
+            self.drop(solved)
+            if 0 <= octaves < 0.1:
+                break
+            level += octaves - 0.03
+        if best is None:
+            raise BudgetError(f"KL {max_kl:g} was not reached in {ATTEMPTS} water levels.", "Allow more KL.")
+        return best
+
+
+def solve_level(gathered: Gathered, kind: ArchiveTarget, names: list[str], level: float, folder: str) -> Solved:
+    """Every matrix at one water level, log2. Files: FOLDER/K of block K, FOLDER/TENSOR of a table."""
+    workspace, theta = gathered.workspace, 2.0**level
+    jobs: dict[str, Callable[[], dict[str, Watered]]] = {}
     files: dict[str, str] = {}
     for number, block in enumerate(gathered.stream.blocks):
         inside = [name for name in names if name.startswith(f"{block}.")]
         if inside:
             file = f"{folder}/{number:04d}.safetensors"
             files |= dict.fromkeys(inside, file)
-            jobs[file] = partial(_solve_block, gathered, block, inside, level)
+            jobs[file] = partial(_solve_block, gathered, block, inside, theta)
     for name in (name for name in names if name not in files):
         files[name] = f"{folder}/{name}.safetensors"
-        jobs[files[name]] = partial(_solve_table, gathered, name, level)
+        jobs[files[name]] = partial(_solve_table, gathered, name, theta)
 
     def run(file: str) -> None:
         if not workspace.has(file):
-            workspace.save(file, {key: tensor for name, (lattice, nats) in jobs[file]().items() for key, tensor in {
-                f"{name}|integers_OI": lattice.integers_OI, f"{name}|nats": torch.tensor([nats], dtype=torch.float64),
-                **{f"{name}|{side}": vector for side, vector in vars(lattice.frame).items()}}.items()})
-
-    workers = torch.get_num_threads()
-    with phase(f"fill to level {level:.3g}", len(jobs)) as advance, one_thread(), \
-            ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        for _ in pool.map(run, jobs):
-            advance()
+            workspace.save(file, {f"{name}|{key}": tensor for name, found in jobs[file]().items() for key, tensor in {
+                "nats": torch.tensor([found.nats], dtype=torch.float64), "integers_OI": found.lattice.integers_OI,
+                **vars(found.lattice.frame)}.items()})
 
     def load(name: str) -> Lattice:
-        found = workspace.load(files[name], [f"{name}|{field}" for field in (
-            "integers_OI", "row_O", "column_I", "row_class_O", "column_class_I")])
+        found = workspace.load(files[name], [f"{name}|{field}" for field in ("integers_OI", *FRAME)])
         integers_OI, *frame = found.values()
         return Lattice(integers_OI, Frame(*frame))
 
     coded = LazyCoded(dict.fromkeys(names, "lattice"), load)  # type: ignore[arg-type]
-    nats = {name: float(workspace.load(files[name], [f"{name}|nats"])[f"{name}|nats"]) for name in names}
-    counted = workspace.json(f"{folder}/bytes.json", lambda: kind.count(gathered.checkpoint, coded))
+
+    def count() -> dict[str, Any]:
+        workers = torch.get_num_threads()
+        with phase(f"fill to level {theta:.3g}", len(jobs)) as advance, one_thread(), \
+                ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            for _ in pool.map(run, jobs):
+                advance()
+        nats = {name: float(workspace.load(files[name], [f"{name}|nats"])[f"{name}|nats"]) for name in names}
+        return {"nats": nats, **kind.count(gathered.checkpoint, coded)}
+
+    counted = workspace.json(f"{folder}/counted.json", count)
     share = 1 + counted["tables"] / sum(counted["matrices"].values())
     nbytes = {name: math.ceil(own * share) for name, own in counted["matrices"].items()}
-    return Solved(level, coded, nats, nbytes, counted["size"])
+    return Solved(theta, folder, coded, counted["nats"], nbytes, counted["size"])
 
 
-def _solve_block(gathered: Gathered, block: str, names: list[str], level: float) -> dict[str, tuple[Lattice, float]]:
+def _solve_block(gathered: Gathered, block: str, names: list[str], level: float) -> dict[str, Watered]:
     """The block's matrices; those that read the same inputs share the columns of their frame."""
     sums, keys = moments(gathered.workspace, gathered.calls, block)
     fishers, shares = gathered.block_fisher(block, "B|"), gathered.block_fisher(block, "r|")
     uses = sum(call.block == block for call in gathered.calls)
-    solved: dict[str, tuple[Lattice, float]] = {}
+    solved: dict[str, Watered] = {}
     for key, moment_II in sums.items():
         layers = [layer for layer, own in keys.items() if own == key and gathered.inner(block, layer) in names]
         weights = {layer: gathered.weight(gathered.inner(block, layer)) for layer in layers}
@@ -168,14 +208,13 @@ def _solve_block(gathered: Gathered, block: str, names: list[str], level: float)
         for layer, weight_OI in weights.items():
             steady = shrunk(fishers[f"B|{layer}"], float(shares[f"r|{layer}"]) / uses)
             rows = slice(start, start + len(weight_OI))
-            found = water(weight_OI, metric, Outputs.of(steady, OUTPUT_DAMPING), level,
-                          Spread(spread.row_O[rows], spread.column_I))
-            solved[gathered.inner(block, layer)] = found.lattice, found.nats
+            solved[gathered.inner(block, layer)] = water(weight_OI, metric, Outputs.of(steady, OUTPUT_DAMPING), level,
+                                                         Spread(spread.row_O[rows], spread.column_I))
             start = rows.stop
     return solved
 
 
-def _solve_table(gathered: Gathered, name: str, level: float) -> dict[str, tuple[Lattice, float]]:
+def _solve_table(gathered: Gathered, name: str, level: float) -> dict[str, Watered]:
     """The embedding or the head. A row v of the head weighs its logit's Fisher b_v in the metric S of the head's inputs;
     of the embedding, how often f_v the token comes in the metric G of the gradients there. Of a tied table the damage is
     the sum b_v S + f_v G, taken as one metric with the mean weights and one weight a row that keeps the trace."""
@@ -199,32 +238,22 @@ def _solve_table(gathered: Gathered, name: str, level: float) -> dict[str, tuple
         metric_II += form_II * float(often_O.mean())
         rows_O += often_O * float(form_II.trace())
     rows_O /= rows_O.mean()
-    found = water(weight_OI, Metric.of(metric_II, damping=DAMPING), Outputs.of(rows_O, OUTPUT_DAMPING), level,
-                  Spread.of(weight_OI))
-    return {name: (found.lattice, found.nats)}
+    return {name: water(weight_OI, Metric.of(metric_II, damping=DAMPING), Outputs.of(rows_O, OUTPUT_DAMPING), level,
+                        Spread.of(weight_OI))}
 
 
-def _quality(gathered: Gathered, solved: Solved, reference: Tensor, file: str) -> dict[str, Any]:
-    def measure() -> dict[str, Any]:
-        return streamed_quality(gathered.stream, gathered.held_out, reference, lambda tensor: solved.coded[
-            tensor].decode() if tensor in solved.coded else None, "measure the result").to_dict()
+def _quality(gathered: Gathered, solved: Solved, reference: Tensor) -> dict[str, Any]:
+    def weight(name: str) -> Tensor | None:
+        return solved.coded[name].decode() if name in solved.coded else None
 
-    found: dict[str, Any] = gathered.workspace.json(file, measure)
+    found: dict[str, Any] = gathered.workspace.json(f"{solved.folder}/quality.json", lambda: streamed_quality(
+        gathered.stream, gathered.held_out, reference, weight, "measure the result").to_dict())
     return found
 
 
-def _fixed(gathered: Gathered, kind: ArchiveTarget, names: list[str]) -> int:
-    """Bytes of all files without the coded matrices."""
-    stays = {name: info for name, info in gathered.checkpoint.tensors.items() if name not in names}
-    return kind.rest(gathered.checkpoint, stays)
-
-
-def _check(gathered: Gathered, budget: Budget, kind: ArchiveTarget, names: list[str], weights: int) -> None:
-    """Raises BudgetError for a budget that leaves the matrices next to nothing."""
-    least = _fixed(gathered, kind, names) + math.ceil(LEAST_BITS * weights / 8)
+def _check(budget: Budget, fixed: int, weights: int) -> None:
+    """Raises BudgetError for a size that leaves the matrices next to nothing."""
+    least = fixed + math.ceil(LEAST_BITS * weights / 8)
     if budget.size is not None and budget.size < least:
         raise BudgetError(f"{format_size(budget.size)} is too small: what stays as it is leaves less than {LEAST_BITS} "
-                          "bits a weight.",
-                          f"Ask for --size {least} or more.")
-
-
+                          "bits a weight.", f"Ask for --size {least} or more.")
