@@ -38,7 +38,7 @@ def test_size_is_kept_as_written(tiny_model, text, tmp_path):  # noqa: F811
     assert document["proof"]["runtime"] == "transformers"
 
 
-@pytest.mark.parametrize(("family", "bits"), [("gpt2", 4), ("gemma3", 3), ("albert", 4)])
+@pytest.mark.parametrize(("family", "bits"), [("gpt2", 4), ("albert", 3)])
 def test_bits_are_kept(family, bits, tiny_model, text, tmp_path):  # noqa: F811
     result = run(tiny_model(family, "bfloat16"), text, tmp_path / "out", Budget(bits=bits))
     assert 0.97 * bits <= result.document["result"]["bits_per_weight"] <= bits

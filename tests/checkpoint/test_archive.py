@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from supremum.checkpoint import open_checkpoint
+from supremum.checkpoint.archive import Encoder
 from supremum.checkpoint.targets import target
 from supremum.codecs.lattice import Frame, Lattice
 from supremum.errors import CheckpointError
@@ -64,6 +65,21 @@ def test_the_bytes_are_counted_exactly(family, tiny_model, tmp_path):
     opened = open_checkpoint(folder)
     assert coded.keys() <= counted["matrices"].keys()
     assert {name: opened.tensors[name].nbytes for name in counted["matrices"]} == counted["matrices"]
+
+
+def test_each_class_has_its_own_table():
+    """Columns of very different deviations: the stream is as long as the sum of their entropies; one table for all would
+    take most of a bit more."""
+    draw = torch.Generator().manual_seed(0)
+    weight_OI = torch.randn(512, 256, generator=draw) * torch.logspace(-1.5, 0.5, 256)
+    coded, encoder = flat(weight_OI, 3.0), Encoder()
+    encoder.count("w", coded)
+    bits = 32 * len(encoder.encode(coded)[".codes"]) / weight_OI.numel()
+    integers_OI = coded.integers_OI.numpy()
+    pooled = np.unique(integers_OI, return_counts=True)[1] / integers_OI.size
+    own = np.mean([-(p * np.log2(p)).sum() for column in integers_OI.T
+                   for p in [np.unique(column, return_counts=True)[1] / len(column)]])
+    assert own - 0.05 < bits < own + 0.05 and bits < -(pooled * np.log2(pooled)).sum() - 0.5
 
 
 def test_integers_too_large_for_a_symbol_are_kept(tiny_model, tmp_path):

@@ -98,9 +98,9 @@ def test_the_nats_are_those_of_the_integers(diagonal):
     assert found.nats == pytest.approx(float(expected), rel=1e-3)
 
 
-@pytest.mark.parametrize(("bits", "most"), [(2.0, 0.34), (4.0, 0.30), (5.5, 0.29)])
+@pytest.mark.parametrize(("bits", "most"), [(2.0, 0.42), (4.0, 0.30), (5.5, 0.29)])
 def test_it_spends_a_quarter_bit_more_than_the_limit(bits, most):
-    """log2(2 pi e / 12) / 2 = 0.2546 at high rate; the frame's rounding and a finite matrix cost a little."""
+    """log2(2 pi e / 12) / 2 = 0.2546 at high rate; at two bits part of this matrix lies under water, which costs more."""
     weight_OI, metric, fisher_OO = case(2, 192, 192)
     curve = Curve([spectrum("w", weight_OI, metric.moment_II, whole(fisher_OO), tokens=10**6)])
     found = solve(weight_OI, metric, fisher_OO, 2 ** curve.level_at_bits(bits - 0.27))
