@@ -99,7 +99,7 @@ def gap_of(gathered: Gathered, file: Checkpoint) -> FileGap:
     own, together, measured = mean(least), _least(curve, sum(nats.values())), _least(curve, kl)
     rest = mean(bits) - own - SHAPING_BITS - mean(feedback)
     parts = {"a water level for all layers": own - together, "error feedback": mean(feedback),
-             "an entropy code, fewer scales, rows by their weight": rest, "a trellis instead of integers": SHAPING_BITS,
+             "an entropy code, fewer scales, rows' weights": rest, "a trellis instead of integers": SHAPING_BITS,
              "what the layers' sum misses": together - measured}
     return FileGap(file.source, original.source, mean(bits), kl, quality.kl_se or 0.0, measured,
                    mean(bits) - measured, parts, layers)

@@ -21,16 +21,23 @@ def render_gap(gap: FileGap) -> RenderableType:
     head = (f"[bold]{escape(gap.model)}[/] against {escape(gap.reference)}\n"
             f"{gap.bits:.2f} bits a weight, KL {gap.kl:.4f} ± {gap.kl_se:.4f} nats a token (measured); the limit at this KL "
             f"is {gap.least_bits:.2f} bits (bound): [bold]{gap.gap:+.2f} bits[/]")
-    where = _table("Where the gap lies", "what would take it off", "bits a weight", "in equal bytes, KL by")
+    where = _table("Where the gap lies", "what would take it off", "bits", "KL")
     for part, bits in sorted(gap.parts.items(), key=lambda item: -item[1]):
-        where.add_row(part, f"{bits:+.2f}", f"/ {4 ** bits:.2f}" if bits > 0.005 else "")
-    where.caption = "estimates; they add up to the gap"
+        where.add_row(part, f"{bits:+.2f}", f"x {4 ** -bits:.2f}" if bits > 0.005 else "")
+    where.caption = "bits a weight, estimates that add up to the gap; KL: what it would become in equal bytes"
     kinds: dict[str, list[LayerGap]] = defaultdict(list)
     for layer in gap.layers:
         kinds[layer.name.removesuffix(".weight").rsplit(".", 1)[-1]].append(layer)
     by_kind = _layers("By kind of layer", {f"{kind} ({len(layers)})": layers for kind, layers in kinds.items()})
     spent = sorted(gap.layers, key=lambda layer: -(layer.bits - layer.level_bits) * layer.weights)[:WORST]
-    return Group(head, where, by_kind, _layers("Most bits too many", {layer.name: [layer] for layer in spent}))
+    return Group(head, where, by_kind, _layers("Most bits too many", {_short(layer.name): [layer] for layer in spent}))
+
+
+def _short(name: str) -> str:
+    """From the block's number on: what 80 columns can hold."""
+    parts = name.removesuffix(".weight").split(".")
+    first = next((place for place, part in enumerate(parts) if part.isdigit()), 0)
+    return ".".join(parts[first:])
 
 
 def _layers(title: str, rows: dict[str, list[LayerGap]]) -> Table:
@@ -50,5 +57,6 @@ def _table(title: str, *columns: str) -> Table:
     table = Table(title=f"\n[bold]{title}[/]", title_justify="left", title_style="", box=box.SIMPLE_HEAD, width=WIDTH,
                   pad_edge=False, caption_justify="left")
     for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if number else "left", overflow="ellipsis", no_wrap=True)
+        table.add_column(column, justify="right" if number else "left", overflow="ellipsis", no_wrap=True,
+                         min_width=len(column) if number else None)
     return table
