@@ -3,8 +3,7 @@
     level -> integers of every matrix (solve/water.py) -> bytes as they will be written, or true KL -> a better level
 
 The first level is that of the limit curve some way below the budget; a bit is a factor of 4. Each matrix is solved for the
-original's inputs. (Solving it for those that the compressed layers before it leave, as solve/final.py does for
-fixed-length formats, took 8 times as long and 3 to 7 % off the KL at 3 bits.)
+original's inputs, not, as in solve/final.py, for those that the compressed layers before it leave: several times as long.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
 
@@ -40,7 +39,7 @@ START_BITS = 0.6  # a weight above the limit: where the search for the level beg
 LEAST_BITS = 0.1  # a weight: an archive of fewer would say nothing of the model
 NEAR = 0.997  # of a budget: near enough to stop
 ATTEMPTS = 8
-FRAME = ("row_O", "column_I", "row_class_O", "column_class_I")
+FRAME = tuple(field.name for field in fields(Frame))
 
 
 @dataclass(frozen=True)
@@ -194,8 +193,7 @@ def solve_level(gathered: Gathered, kind: ArchiveTarget, names: list[str], level
 def _solve_block(gathered: Gathered, block: str, names: list[str], level: float) -> dict[str, Watered]:
     """The block's matrices; those that read the same inputs share the columns of their frame."""
     sums, keys = moments(gathered.workspace, gathered.calls, block)
-    fishers, shares = gathered.block_fisher(block, "B|"), gathered.block_fisher(block, "r|")
-    uses = sum(call.block == block for call in gathered.calls)
+    fishers = gathered.fishers(block)
     solved: dict[str, Watered] = {}
     for key, moment_II in sums.items():
         layers = [layer for layer, own in keys.items() if own == key and gathered.inner(block, layer) in names]
@@ -206,9 +204,8 @@ def _solve_block(gathered: Gathered, block: str, names: list[str], level: float)
         spread = Spread.of(torch.cat(list(weights.values())))
         start = 0
         for layer, weight_OI in weights.items():
-            steady = shrunk(fishers[f"B|{layer}"], float(shares[f"r|{layer}"]) / uses)
             rows = slice(start, start + len(weight_OI))
-            solved[gathered.inner(block, layer)] = water(weight_OI, metric, Outputs.of(steady, OUTPUT_DAMPING), level,
+            solved[gathered.inner(block, layer)] = water(weight_OI, metric, Outputs.of(fishers[layer], OUTPUT_DAMPING), level,
                                                          Spread(spread.row_O[rows], spread.column_I))
             start = rows.stop
     return solved

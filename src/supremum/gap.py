@@ -32,7 +32,6 @@ from .limits import Curve, LayerSpectrum
 from .limits.waterfill import SHAPING_BITS
 from .measure.streamed import final_hidden, streamed_quality
 from .progress import track
-from .stats.fisher import shrunk
 from .stats.sweep import moments
 
 FED_BACK = 0.6  # of the error that an uncorrelated dW of the same size would make
@@ -79,7 +78,7 @@ def gap_of(gathered: Gathered, file: Checkpoint) -> FileGap:
                                 "Give the model that the file was made from as --reference.")
     reference = final_hidden(gathered.stream, gathered.held_out)
     quality = streamed_quality(gathered.stream, gathered.held_out, reference,
-                               lambda name: _oriented(gathered, file, name) if name in gathered.shapes else
+                               lambda name: gathered.weight(name, file) if name in gathered.shapes else
                                file.read(name) if name in file.tensors else None, "measure the file")
     kl = max(quality.kl_mean or 0.0, 1e-12)
     spectra = list(gathered.spectra())
@@ -105,12 +104,6 @@ def gap_of(gathered: Gathered, file: Checkpoint) -> FileGap:
                    mean(bits) - measured, parts, layers)
 
 
-def _oriented(gathered: Gathered, file: Checkpoint, name: str) -> Any:
-    """The file's weight (O, I), float32."""
-    weight = file.read(name).float()
-    return weight.T.contiguous() if gathered.turned[name] else weight
-
-
 def _least(curve: Curve, nats: float) -> float:
     """Bits of the limit at this damage; those of a damage of nothing would have no end."""
     return curve.bits_at_kl(max(nats, 1e-9 * curve.kl_at_zero))
@@ -122,13 +115,12 @@ def _damage(gathered: Gathered, file: Checkpoint, spectra: list[LayerSpectrum]) 
     nats, feedback = {}, {}
     for block in track(gathered.stream.blocks, "compare the layers"):
         sums, keys = moments(gathered.workspace, gathered.calls, block)
-        fishers, shares = gathered.block_fisher(block, "B|"), gathered.block_fisher(block, "r|")
-        uses = sum(call.block == block for call in gathered.calls)
+        fishers = gathered.fishers(block)
         for layer, key in keys.items():
             name = gathered.inner(block, layer)
-            change_OI = _oriented(gathered, file, name) - gathered.weight(name)
+            change_OI = gathered.weight(name, file) - gathered.weight(name)
             image_OI = change_OI @ sums[key]
-            steady = shrunk(fishers[f"B|{layer}"], float(shares[f"r|{layer}"]) / uses)
+            steady = fishers[layer]
             weighted_OI = steady @ change_OI if steady.ndim == 2 else steady[:, None] * change_OI
             nats[name] = max(0.0, 0.5 * float((weighted_OI * image_OI).sum()))
             plain = float(change_OI.square().sum()) * float(sums[key].diagonal().mean())

@@ -43,9 +43,9 @@ class Gathered:
     fisher_length: int
     text: dict[str, Any]
 
-    def weight(self, name: str) -> Tensor:
-        """The original weight (O, I), float32."""
-        weight = self.checkpoint.read(name).float()
+    def weight(self, name: str, checkpoint: Checkpoint | None = None) -> Tensor:
+        """The original weight (O, I), float32; or another checkpoint's, of the same architecture."""
+        weight = (checkpoint or self.checkpoint).read(name).float()
         return weight.T.contiguous() if self.turned[name] else weight
 
     def inner(self, block: str, layer: str) -> str:
@@ -57,13 +57,17 @@ class Gathered:
             for block in self.stream.blocks:
                 sums, keys = moments(self.workspace, self.calls, block)
                 sides = {key: analysed(total, tokens=self.windows.numel()) for key, total in sums.items()}
-                output, shares = self.block_fisher(block, "B|"), self.block_fisher(block, "r|")
-                uses = sum(call.block == block for call in self.calls)
+                outputs = self.fishers(block)
                 for layer, key in keys.items():
                     name = self.inner(block, layer)
-                    steady = shrunk(output[f"B|{layer}"], float(shares[f"r|{layer}"]) / uses)
-                    yield spectrum(name, self.weight(name), sides[key], steady)
+                    yield spectrum(name, self.weight(name), sides[key], outputs[layer])
                 advance()
+
+    def fishers(self, block: str) -> dict[str, Tensor]:
+        """The output Fisher, shrunk, of each linear layer of a block by the layer's name inside it."""
+        found, shares = self.block_fisher(block, "B|"), self.block_fisher(block, "r|")
+        uses = sum(call.block == block for call in self.calls)
+        return {key[2:]: shrunk(fisher, float(shares[f"r|{key[2:]}"]) / uses) for key, fisher in found.items()}
 
     def block_fisher(self, block: str, prefix: str) -> dict[str, Tensor]:
         """Fisher files' entries of one block that start with `prefix`, summed over its calls."""

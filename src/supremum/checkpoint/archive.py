@@ -38,7 +38,7 @@ from .architecture import TensorInfo
 from .hf import SafetensorsStore
 from .safety import parse_json
 
-METHOD, VERSION = "supremum", 1
+VERSION = 1
 CODES, REST, ESCAPES = ".codes", ".rest", ".escapes"
 INDEX, VECTORS, FREQUENCIES = "archive.index", "archive.vectors", "archive.frequencies"
 LATTICE, BFLOAT = 0, 1  # kinds of matrices

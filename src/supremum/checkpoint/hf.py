@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
 from ..errors import CheckpointError
 from .architecture import TensorInfo, check_sizes, short_reason
 from .opened import Checkpoint, Store
+from .plugin import METHOD
 from .safetensors_file import DTYPES, SafetensorsFile
 from .safety import inside, read_json, refuse_code, refuse_pickles
 
@@ -96,7 +97,7 @@ def _quantised(method: object, plain: SafetensorsStore, settings: dict[str, Any]
         from .compressed import CompressedStore
 
         return CompressedStore(plain, settings, path)
-    if method == "supremum":
+    if method == METHOD:
         try:
             from .archive import ArchiveStore
         except ImportError as error:

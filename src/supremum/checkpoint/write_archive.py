@@ -17,8 +17,9 @@ from transformers.pytorch_utils import Conv1D
 
 from ..workspace import write_atomic
 from .architecture import auto_class
-from .archive import METHOD, VERSION, Encoder
+from .archive import VERSION, Encoder
 from .hf import SINGLE
+from .plugin import METHOD
 from .write_compressed_tensors import Prepared, config_of, kept, to_json
 from .write_safetensors import SafetensorsWriter, Spec, measure
 

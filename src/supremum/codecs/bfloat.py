@@ -6,7 +6,7 @@
 
 The class of an entry is row_class_O + column_class_I: log2 of its expected size in quarters of an octave, UNIT standing for
 2^OFFSET. Numbers far from what is expected (and zeros) are escapes, kept in full. The upper mantissa bits are not even
-within an octave of a normal density: coding them with the exponent, by class, takes 0.15 bit off coding exponents alone.
+within an octave of a normal density, so they are coded with the exponent.
 """
 
 from __future__ import annotations
