@@ -1,6 +1,6 @@
 """What drift correction is worth, and how much the calibration text supports: the ridge of the correction, the damping.
 
-    python bench/ridge.py MODEL CALIBRATION_TEXT TEST_TEXT [--codec int4-g64 --tokens 16384 --settings 0.2:0.01 0.5:0.1]
+    python bench/ridge.py MODEL CALIBRATION_TEXT TEST_TEXT [--codec int4-g64 --tokens 16384 --settings none:0.1 3:0.1]
 
 Solves every linear layer of the blocks in one codec, for each RIDGE:DAMPING (RIDGE "none": not corrected, which is GPTQ with
 searched scales), and prints KL on the first windows of the test text (bfloat16, run block by block) and seconds.
@@ -20,6 +20,7 @@ from supremum.checkpoint import open_checkpoint
 from supremum.measure.streamed import final_hidden, streamed_quality
 from supremum.solve import final
 from supremum.solve.candidates import load_coded
+from supremum.stats.fisher import fisher
 from supremum.stats.streaming import BlockStream, orientation
 from supremum.stats.sweep import sweep
 from supremum.text import fast_dtype, tokens_from_text
@@ -35,7 +36,7 @@ def main() -> None:
     parser.add_argument("--codec", default="int4-g64")
     parser.add_argument("--tokens", type=int, default=16384)
     parser.add_argument("--windows", type=int, default=8)
-    parser.add_argument("--settings", nargs="+", default=["none:0.01", "0.2:0.01", "0.5:0.03", "0.5:0.1", "0.5:0.3"])
+    parser.add_argument("--settings", nargs="+", default=["none:0.1", "1:0.1", "3:0.1", "9:0.1", "3:0.03", "3:0.3"])
     args = parser.parse_args()
     checkpoint = open_checkpoint(args.model)
     windows = tokens_from_text(checkpoint, [args.calibration], tokens=args.tokens, length=512)
@@ -47,6 +48,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         workspace = Workspace(Path(folder) / "work", {})
         sweep(stream, windows, workspace)
+        fisher(stream, windows, workspace, lambda name: {}, length=windows.shape[1], seed=0)
         reference = final_hidden(stream, test)
         for setting in args.settings:
             ridge, damping = setting.split(":")

@@ -226,7 +226,7 @@ def _solve_table(gathered: Gathered, name: str, level: float) -> dict[str, Water
         metric_II += moment_II * float(fisher_O.mean())
         rows_O += fisher_O * float(moment_II.trace())
     if name == embedding:
-        tokens_NT = gathered.windows[:, :gathered.fisher_length]
+        tokens_NT = gathered.windows
         gradient_Td = gathered.stream.embedding_gradient(
             tokens_NT, gathered.workspace.load(gradient_file(0))["g"]).float().flatten(0, 1)
         form_II = gradient_Td.T @ gradient_Td / len(gradient_Td)

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from .checkpoint import Checkpoint
-from .checkpoint.architecture import objective
 from .limits import LayerSpectrum, spectrum
 from .limits import metric as analysed
 from .progress import phase
@@ -25,7 +24,7 @@ from .text.windows import context_length
 from .workspace import Workspace
 
 TOKENS, HELD_OUT_TOKENS = 16384, 4096
-LENGTH, FISHER_LENGTH = 512, 256  # tokens of a window; of its beginning that the backward sweep uses
+LENGTH = 512  # tokens of a window
 
 
 @dataclass
@@ -40,7 +39,6 @@ class Gathered:
     calls: list[Call]
     shapes: dict[str, tuple[int, int]]  # (O, I) of every matrix that can be compressed
     turned: dict[str, bool]
-    fisher_length: int
     text: dict[str, Any]
 
     def weight(self, name: str, checkpoint: Checkpoint | None = None) -> Tensor:
@@ -133,11 +131,9 @@ def gather(checkpoint: Checkpoint, workspace: Workspace, *, text: list[str], tok
     stream = BlockStream(checkpoint, dtype=compute_dtype(dtype))
     sweep(stream, windows, workspace)
     oriented = orientation(stream)
-    bidirectional = objective(type(stream.model).__name__) != "next"  # a prefix of a window has other hidden states there
     return Gathered(checkpoint, workspace, stream, windows, held_out, stream.calls(windows),
                     {name: shape for name, (shape, _) in oriented.items()},
-                    {name: turned for name, (_, turned) in oriented.items()},
-                    windows.shape[1] if bidirectional else min(FISHER_LENGTH, windows.shape[1]), source)
+                    {name: turned for name, (_, turned) in oriented.items()}, source)
 
 
 def solve_candidates(gathered: Gathered, menu: Mapping[str, list[str]]) -> Candidates:
@@ -162,7 +158,7 @@ def solve_candidates(gathered: Gathered, menu: Mapping[str, list[str]]) -> Candi
 def gather_fisher(gathered: Gathered, candidates: Candidates | None, seed: int) -> None:
     """The backward sweep, pricing the candidates."""
     fisher(gathered.stream, gathered.windows, gathered.workspace,
-           candidates.changes if candidates is not None else lambda name: {}, length=gathered.fisher_length, seed=seed)
+           candidates.changes if candidates is not None else lambda name: {}, length=gathered.windows.shape[1], seed=seed)
 
 
 def price(product_N: Tensor, length: int) -> float:

@@ -13,7 +13,7 @@ from torch import Tensor
 from supremum import codecs
 from supremum.codecs import Grid
 from supremum.solve import Metric, distortion, nearest, solve, solve_together
-from supremum.solve.cancellation import _cancel, damped, inverse_factor
+from supremum.solve.cancellation import FLOOR, _cancel, damped, inverse_factor
 from supremum.solve.scales import search
 
 from . import reference
@@ -29,6 +29,14 @@ def test_the_factor_is_the_root_of_the_inverse() -> None:
     torch.testing.assert_close(factor_II.T @ factor_II @ metric_II, torch.eye(37, dtype=torch.float64), rtol=0, atol=1e-4)
 
 
+def test_damping_goes_by_each_inputs_own_size() -> None:
+    """Inputs in other units are damped alike: D (S + a diag S) D = D S D + a diag(D S D). One huge input drowns no other."""
+    moment_II, unit_I = reference.moment(37), torch.ones(37)
+    unit_I[5] = 300.0
+    expected_II = damped(moment_II, 0.1) * unit_I * unit_I[:, None]
+    torch.testing.assert_close(damped(moment_II * unit_I * unit_I[:, None], 0.1), expected_II, rtol=0.03, atol=0)
+
+
 @pytest.mark.parametrize("act_order", [False, True])
 @pytest.mark.parametrize("name", SOME)
 def test_equals_textbook_gptq(name: str, act_order: bool) -> None:
@@ -36,7 +44,8 @@ def test_equals_textbook_gptq(name: str, act_order: bool) -> None:
     columns = 256 if codec.block == 256 else 192  # more than two of the solver's blocks
     weight_OI, moment_II = reference.weights(5, columns, seed=3), reference.moment(columns, seed=3)
     metric = Metric.of(moment_II, damping=0.01, act_order=act_order)
-    metric_II = moment_II.double() + 0.01 * moment_II.double().diagonal().mean() * torch.eye(columns)
+    diagonal_I = moment_II.double().diagonal()
+    metric_II = moment_II.double() + (0.01 * diagonal_I + FLOOR * diagonal_I.mean()).diag()
     order_I = metric_II.diagonal().argsort(descending=True, stable=True) if act_order else torch.arange(columns)
     grid = search(weight_OI, metric.moment_II.diagonal(), codec)
 
@@ -147,7 +156,7 @@ def test_feedback_pays(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["int2-g32", "int3-g32", "Q4_0"])
 def test_a_joint_fit_and_a_second_pass_pay(name: str) -> None:
-    metric, weight_OI = Metric.of(reference.moment(128, skew=1.0)), reference.weights(32, 128)
+    metric, weight_OI = Metric.of(reference.moment(128, skew=1.0), damping=0.02), reference.weights(32, 128)
     once, twice = (distortion(weight_OI - solve(weight_OI, metric, codecs.get(name), refits=refits).decode(),
                               metric.moment_II) for refits in (0, 1))
     assert twice < 0.97 * once
@@ -164,7 +173,7 @@ def test_dead_inputs_are_rounded_to_nearest() -> None:
     codes_OI, grid = codec.unpack(solve(weight_OI, moment_II, codec, refits=0).tensors, (6, 64))
     expected_OI = reference.round_to_nearest(weight_OI, grid, codec)
     assert torch.equal(codes_OI[:, dead].long(), expected_OI[:, dead])
-    assert torch.equal(damped(torch.zeros(4, 4), 0.01), torch.eye(4) * 1.01)
+    assert torch.equal(damped(torch.zeros(4, 4), 0.01), torch.eye(4))
 
 
 def test_act_order_is_better_on_average_where_inputs_differ_much() -> None:

@@ -15,6 +15,7 @@ from supremum.solve import Metric, final, nearest
 from supremum.solve.candidates import load_coded
 from supremum.solve.final import RIDGE, Drift, _drift, _targets, solve_final
 from supremum.solve.walk import Seen
+from supremum.stats.fisher import fisher, fisher_file
 from supremum.stats.streaming import BlockStream, linears, orientation, set_weight
 from supremum.stats.sweep import hidden_file, sweep
 from supremum.workspace import Workspace
@@ -29,19 +30,20 @@ def inputs(seed: int = 0, drift: float = 0.3) -> tuple[Tensor, Tensor]:
     return x_TI, x_TI + drift * torch.randn(120, 24, generator=draw) @ torch.randn(24, 24, generator=draw)
 
 
-def drift(x_TI: Tensor, drifted_TI: Tensor, held_TO: Tensor | None = None) -> Drift:
+def drift(x_TI: Tensor, drifted_TI: Tensor, held_TO: Tensor | None = None, weight_T: Tensor | None = None) -> Drift:
     """The moments as the definitions say."""
     tokens = len(x_TI)
-    return Drift(drifted_TI.T @ drifted_TI / tokens, (x_TI - drifted_TI).T @ drifted_TI / tokens,
-                 None if held_TO is None else held_TO.T @ drifted_TI / tokens)
+    weighted_TI = drifted_TI if weight_T is None else drifted_TI * weight_T[:, None]
+    return Drift(drifted_TI.T @ weighted_TI / tokens, (x_TI - drifted_TI).T @ weighted_TI / tokens,
+                 None if held_TO is None else held_TO.T @ weighted_TI / tokens)
 
 
 def test_target_is_the_ridge_regression_towards_the_weight() -> None:
-    """W* = argmin ||X W^T - Xh W*^T||^2 / T + lambda ||W* - W||^2, solved by float64 least squares."""
+    """W* = argmin ||X W^T - Xh W*^T||^2 / T + ||(W* - W) Lambda^1/2||^2, solved by float64 least squares."""
     (x_TI, drifted_TI), weight_OI = inputs(), reference.weights(5, 24)
-    ridge = (RIDGE * drifted_TI.square().mean().double() * 120).sqrt()
-    left = torch.cat([drifted_TI.double(), ridge * torch.eye(24)])
-    right = torch.cat([x_TI.double(), ridge * torch.eye(24)]) @ weight_OI.T.double()
+    ridge_II = (RIDGE * drifted_TI.double().square().sum(0)).sqrt().diag()
+    left = torch.cat([drifted_TI.double(), ridge_II])
+    right = torch.cat([x_TI.double(), ridge_II]) @ weight_OI.T.double()
     expected_OI = torch.linalg.lstsq(left, right).solution.T
     found = _targets({"a": weight_OI[:2], "b": weight_OI[2:]}, drift(x_TI, drifted_TI))
     torch.testing.assert_close(torch.cat([found["a"], found["b"]]).double(), expected_OI, rtol=1e-4, atol=1e-5)
@@ -52,9 +54,9 @@ def test_target_of_a_writer_also_mends_what_the_stream_holds() -> None:
     """The same regression onto X W^T + (R - Rh)."""
     (x_TI, drifted_TI), weight_OI = inputs(), reference.weights(5, 24)
     held_TO = 0.5 * torch.randn(120, 5, generator=torch.Generator().manual_seed(3))
-    ridge = (RIDGE * drifted_TI.square().mean().double() * 120).sqrt()
-    left = torch.cat([drifted_TI.double(), ridge * torch.eye(24)])
-    right = torch.cat([(x_TI @ weight_OI.T + held_TO).double(), ridge * weight_OI.T.double()])
+    ridge_II = (RIDGE * drifted_TI.double().square().sum(0)).sqrt().diag()
+    left = torch.cat([drifted_TI.double(), ridge_II])
+    right = torch.cat([(x_TI @ weight_OI.T + held_TO).double(), ridge_II @ weight_OI.T.double()])
     expected_OI = torch.linalg.lstsq(left, right).solution.T
     found_OI = _targets({"a": weight_OI}, drift(x_TI, drifted_TI, held_TO))["a"]
     torch.testing.assert_close(found_OI.double(), expected_OI, rtol=1e-4, atol=1e-5)
@@ -68,14 +70,16 @@ def test_target_is_the_weight_where_nothing_drifted() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_moments_of_the_drift(dtype: torch.dtype) -> None:
-    """Batch by batch what the whole gives; in bfloat16 only the corrections are rounded, to 8 bits."""
+    """Batch by batch what the whole gives, each token by its weight; in bfloat16 rounded to 8 bits."""
     (x_TI, drifted_TI), draw = inputs(), torch.Generator().manual_seed(5)
     x_TI, drifted_TI = x_TI.to(dtype), drifted_TI.to(dtype)
     held_TO, drifted_TO = (torch.randn(120, 5, generator=draw).to(dtype) for _ in range(2))
-    found = _drift(*(Seen(list(x.split(40)), list(r.split(40))) for x, r in ((x_TI, held_TO), (drifted_TI, drifted_TO))))
-    exact = drift(x_TI.double(), drifted_TI.double(), held_TO.double() - drifted_TO.double())
+    weight_T = torch.rand(120, generator=draw) * 2
+    found = _drift(*(Seen(list(x.split(40)), list(r.split(40))) for x, r in ((x_TI, held_TO), (drifted_TI, drifted_TO))),
+                   weight_T)
+    exact = drift(x_TI.double(), drifted_TI.double(), held_TO.double() - drifted_TO.double(), weight_T.double())
     slack = 1e-6 if dtype == torch.float32 else 0.01
-    for one, other, limit in ((found.moment_II, exact.moment_II, 1e-6), (found.change_II, exact.change_II, slack),
+    for one, other, limit in ((found.moment_II, exact.moment_II, slack), (found.change_II, exact.change_II, slack),
                               (found.mend_dI, exact.mend_dI, slack)):
         assert one is not None and other is not None
         assert float((one - other).norm()) < limit * float(other.norm())
@@ -87,6 +91,7 @@ def prepared(folder: Path, model: Path) -> tuple[BlockStream, Tensor, Workspace,
     windows_NT = torch.randint(2, 380, (12, 32), generator=torch.Generator().manual_seed(0))
     workspace = Workspace(folder, {})
     sweep(stream, windows_NT, workspace)
+    fisher(stream, windows_NT, workspace, lambda name: {}, length=32, seed=0)
     return stream, windows_NT, workspace, {name: shape for name, (shape, _) in orientation(stream).items()}
 
 
@@ -102,7 +107,7 @@ def oriented(stream: BlockStream) -> Callable[[str], Tensor]:
 
 def final_hidden(stream: BlockStream, windows_NT: Tensor, replaced: Callable[[str], Tensor | None],
                  inputs: dict[str, Tensor] | None = None) -> Tensor:
-    """Hidden states after the last block, by running every block with the given weights; `inputs`: E[x x^T] by layer."""
+    """Hidden states after the last block, by running every block with the given weights; `inputs`: x (T, I) by layer."""
     hidden_NTd = stream.embed(windows_NT)
     for call in stream.calls(windows_NT):
         with stream.block(call.block) as block, torch.no_grad():
@@ -111,8 +116,7 @@ def final_hidden(stream: BlockStream, windows_NT: Tensor, replaced: Callable[[st
                     set_weight(layer, weight_OI)
 
                 def look(module: nn.Module, args: tuple[Tensor], name: str = f"{call.block}.{inner}.weight") -> None:
-                    x_TI = args[0].flatten(0, -2)
-                    (inputs if inputs is not None else {})[name] = x_TI.T @ x_TI / len(x_TI)
+                    (inputs if inputs is not None else {})[name] = args[0].flatten(0, -2)
 
                 layer.register_forward_pre_hook(look)
             hidden_NTd = block(hidden_NTd, *call.args, **call.kwargs)
@@ -166,7 +170,7 @@ def test_correcting_the_drift_pays(family: str, tmp_path: Path, tiny_model: Call
 
 def test_later_layers_see_the_errors_of_earlier_ones(tmp_path: Path, tiny_model: Callable[..., Path],
                                                      monkeypatch: pytest.MonkeyPatch) -> None:
-    """The metric of the very last layer is the second moment of its inputs in the compressed model."""
+    """The metric of the very last layer is the second moment of its inputs in the compressed model, each token weighed."""
     stream, windows_NT, workspace, shapes = prepared(tmp_path / "work", tiny_model("llama"))
     plan = {name: "int2-g32" for name in shapes if name not in stream.table_names()}
     used = []
@@ -178,7 +182,9 @@ def test_later_layers_see_the_errors_of_earlier_ones(tmp_path: Path, tiny_model:
         workspace, files[name], f"{name}|int2-g32", "int2-g32", shapes[name]).decode(), found)
     last = next(reversed(plan))
     assert last.endswith("down_proj.weight")
-    torch.testing.assert_close(used[-1], found[last], rtol=1e-3, atol=1e-5)
+    score_T = workspace.load(fisher_file(len(stream.blocks) - 1))["w|mlp.down_proj"].flatten()
+    weighted_TI = found[last] * (score_T / score_T.mean())[:, None]
+    torch.testing.assert_close(used[-1], weighted_TI.T @ found[last] / len(score_T), rtol=1e-3, atol=1e-5)
 
 
 def test_a_killed_solve_continues_with_the_same_bytes(tmp_path: Path, tiny_model: Callable[..., Path]) -> None:

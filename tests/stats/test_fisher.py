@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -59,6 +60,7 @@ def whole_model(checkpoint: Checkpoint, windows_NT: Tensor, changes: dict[str, T
         if not isinstance(module, nn.Embedding):
             module.register_forward_hook(lambda m, args, out, name=name: outputs.setdefault(name, []).append(out))
     squares: dict[str, Tensor] = {}
+    norms: dict[str, list[Tensor]] = {}
     for n in range(len(windows_NT)):
         outputs.clear()
         result = model(input_ids=windows_NT[n:n + 1])
@@ -73,7 +75,10 @@ def whole_model(checkpoint: Checkpoint, windows_NT: Tensor, changes: dict[str, T
         for (name, _), g in zip(flat, gradients[len(names):], strict=True):
             g_TO = g.flatten(0, -2).double()
             squares[name] = squares.get(name, 0) + g_TO.T @ g_TO / windows_NT.numel()
-    return {key: torch.stack(values) for key, values in found.items()} | {f"B|{n}": v for n, v in squares.items()}
+            norms.setdefault(name, []).append(g_TO.norm(dim=1))
+    once = {f"w|{name}": torch.stack(norm) for name, norm in norms.items()
+            if len(norm) == len(windows_NT) and re.search(r"\.\d+\.", name)}  # of the blocks; each used once
+    return {key: torch.stack(values) for key, values in found.items()} | {f"B|{n}": v for n, v in squares.items()} | once
 
 
 def check(checkpoint: Checkpoint, tmp_path: Path, headless: bool = False) -> None:

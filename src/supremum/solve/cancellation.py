@@ -28,15 +28,19 @@ from ..codecs import Codec, Coded, Grid, decode_grid
 from .scales import nearest_levels, refit, search, uniform_levels
 
 BLOCK = 64
-DAMPING = 0.1  # share of mean(diag S) added to S: less fits the calibration text and not the next (bench/ridge.py)
+DAMPING = 0.1  # share of diag(S) added to S: less fits the calibration text and not the next (bench/ridge.py)
+FLOOR = 1e-6  # share of mean(diag S) added besides, so that what was hardly ever seen can be factored
 
 
 def damped(moment_II: Tensor, damping: float) -> Tensor:
-    """S + damping * mean(diag S) * I, with dead inputs (zero diagonal) given the mean so that S is invertible."""
+    """S + damping * diag(S), each input by its own size: a share of the mean would drown all but the few largest.
+
+    Dead inputs (zero diagonal) are given the mean, so that the result is invertible."""
     diagonal_I = moment_II.diagonal()
     mean = diagonal_I[diagonal_I > 0].mean() if bool((diagonal_I > 0).any()) else torch.tensor(1.0)
+    more_I = torch.where(diagonal_I > 0, damping * diagonal_I + FLOOR * mean, mean)
     result_II = moment_II.clone()
-    result_II.diagonal().add_(damping * mean).add_(torch.where(diagonal_I <= 0, mean, 0.0))
+    result_II.diagonal().add_(more_I)
     return result_II
 
 

@@ -3,9 +3,10 @@
 With x the original model's inputs and xh those of the already compressed one, layer W is replaced by the grid point
 nearest to
 
-    W* = W E[x xh^T] (E[xh xh^T] + lambda I)^-1     in the metric E[xh xh^T]                    (Qronos, arXiv 2505.11695)
+    W* = W E[x xh^T] (E[xh xh^T] + Lambda)^-1     in the metric E[xh xh^T]                    (Qronos, arXiv 2505.11695)
 
-(lambda is added to both moments, so that W* = W where nothing has drifted). A layer that writes into the residual stream
+(Lambda is added to both moments, so that W* = W where nothing has drifted). The means over tokens weigh each by what an
+error there does to the answers, w_t = |g_t| (stats/fisher.py). A layer that writes into the residual stream
 also mends the error that the stream already holds (residual.py). Within a block the layers are solved in the order in which
 they run, so the second sees the first's error too.
 """
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from .. import codecs
 from ..codecs import Coded
 from ..progress import track
+from ..stats.fisher import fisher_file
 from ..stats.streaming import BlockStream, Call, linears, set_weight
 from ..stats.sweep import accumulate, batches, hidden_file, moments, run_block
 from ..workspace import Workspace
@@ -29,7 +31,7 @@ from .candidates import Oriented, load_coded, save_coded
 from .residual import writers
 from .walk import Seen, Walk
 
-RIDGE = 0.5  # of the regression that gives W*: smaller ones fit the calibration text and not the next (bench/ridge.py)
+RIDGE = 3.0  # share of diag E[xh xh^T] in Lambda: less fits the calibration text and not the next (bench/ridge.py)
 REFITS = 1
 
 
@@ -65,7 +67,9 @@ def solve_final(stream: BlockStream, windows_NT: Tensor, workspace: Workspace, p
                 sums, keys = moments(workspace, calls, call.block)
                 if sum(c.block == call.block for c in calls) == 1:
                     original_NTd = workspace.load(hidden_file(k))["h"]
-                    solved, output_NTd = _solve_block(block, call, original_NTd, drifted_NTd, chosen, weight, keys)
+                    found = workspace.load(fisher_file(k), [f"w|{layer}" for layer in keys])
+                    scores = {name.removeprefix("w|"): score_NT.flatten() for name, score_NT in found.items()}
+                    solved, output_NTd = _solve_block(block, call, original_NTd, drifted_NTd, chosen, weight, keys, scores)
                 else:
                     solved = _solve_repeated(call.block, chosen, weight, sums, keys)
                 save_coded(workspace, file, {f"{tensor}|{plan[tensor]}": coded for tensor, coded in solved.items()})
@@ -80,10 +84,11 @@ def solve_final(stream: BlockStream, windows_NT: Tensor, workspace: Workspace, p
 
 
 def _solve_block(block: nn.Module, call: Call, original_NTd: Tensor, drifted_NTd: Tensor, plan: Mapping[str, str],
-                 weight: Oriented, keys: Mapping[str, str]) -> tuple[dict[str, Coded], Tensor]:
+                 weight: Oriented, keys: Mapping[str, str], scores: Mapping[str, Tensor]) -> tuple[dict[str, Coded], Tensor]:
     """All planned layers of one block, each on the inputs that the ones before it leave, and the block's output.
 
-    keys: layer -> the first layer that reads the same input (`sweep.moments`). The block ends up with the new weights."""
+    keys: layer -> the first layer that reads the same input (`sweep.moments`). scores: |g_t| (tokens,) of each layer.
+    The block ends up with the new weights."""
     places = writers(block, call, original_NTd[:1])
     planned = {name: f"{call.block}.{name}.weight" for name in keys if f"{call.block}.{name}.weight" in plan}
     order = list(dict.fromkeys(keys[name] for name in planned))
@@ -91,7 +96,7 @@ def _solve_block(block: nn.Module, call: Call, original_NTd: Tensor, drifted_NTd
     walk = Walk(block, call, drifted_NTd, order, places)
     solved: dict[str, Coded] = {}
     for key, drifted in walk:
-        drift = _drift(originals.pop(key), drifted)
+        drift = _drift(originals.pop(key), drifted, _joint([scores[name] for name in keys if keys[name] == key]))
         weights = {tensor: weight(tensor) for name, tensor in planned.items() if keys[name] == key}
         width = drifted_NTd.shape[-1]
         alone = key not in places and key != order[0] and any(w.shape[0] == width for w in weights.values())
@@ -126,38 +131,47 @@ def _solve_layers(weights: Mapping[str, Tensor], metric: Metric, plan: Mapping[s
     return solved
 
 
+def _joint(scores: list[Tensor]) -> Tensor:
+    """Weights (tokens,) of mean 1 of an input that several layers read: the norm of all their gradients together."""
+    weight_T = torch.stack(scores).square().sum(0).sqrt()
+    return weight_T / weight_T.mean().clamp_min(1e-30)
+
+
 @dataclass(frozen=True)
 class Drift:
-    """What corrects a layer's target, means over tokens: E[xh xh^T] (I, I), E[(x - xh) xh^T] (I, I) and, of a writer,
-    E[(R - Rh) xh^T] (d, I)."""
+    """What corrects a layer's target, weighted means over tokens: E[w xh xh^T] (I, I), E[w (x - xh) xh^T] (I, I) and, of a
+    writer, E[w (R - Rh) xh^T] (d, I)."""
 
     moment_II: Tensor
     change_II: Tensor
     mend_dI: Tensor | None
 
 
-def _drift(original: Seen, drifted: Seen) -> Drift:
+def _drift(original: Seen, drifted: Seen, weight_T: Tensor) -> Drift:
     sums: dict[str, Tensor] = {}
+    start = 0
     for i, (x_TI, xh_TI) in enumerate(zip(original.inputs, drifted.inputs, strict=True)):
-        accumulate(sums, "moment", xh_TI)
-        _add_product(sums, "change", x_TI, xh_TI, xh_TI)
+        root_T1 = weight_T[start:start + len(x_TI), None].sqrt()
+        start += len(x_TI)
+        seen_TI = (xh_TI.float() * root_T1).to(xh_TI.dtype)
+        accumulate(sums, "moment", seen_TI)
+        _add_product(sums, "change", x_TI, xh_TI, root_T1, seen_TI)
         if original.held:
-            _add_product(sums, "mend", original.held[i], drifted.held[i], xh_TI)
-    tokens = sum(len(x_TI) for x_TI in original.inputs)
-    return Drift(sums["moment"] / tokens, sums["change"] / tokens, sums["mend"] / tokens if "mend" in sums else None)
+            _add_product(sums, "mend", original.held[i], drifted.held[i], root_T1, seen_TI)
+    return Drift(sums["moment"] / start, sums["change"] / start, sums["mend"] / start if "mend" in sums else None)
 
 
-def _add_product(sums: dict[str, Tensor], key: str, one: Tensor, other: Tensor, xh_TI: Tensor) -> None:
-    """sums[key] += (one - other)^T xh. A correction need not be exact to the last bits: multiplied in the compute dtype."""
-    change_Td = (one.float() - other.float()).to(xh_TI.dtype)
-    product_dI = (change_Td.T @ xh_TI).float()
+def _add_product(sums: dict[str, Tensor], key: str, one: Tensor, other: Tensor, root_T1: Tensor, seen_TI: Tensor) -> None:
+    """sums[key] += (one - other)^T w xh. A correction need not be exact to the last bits: multiplied in the compute dtype."""
+    change_Td = ((one.float() - other.float()) * root_T1).to(seen_TI.dtype)
+    product_dI = (change_Td.T @ seen_TI).float()
     sums[key] = sums[key] + product_dI if key in sums else product_dI
 
 
 def _targets(weights: Mapping[str, Tensor], drift: Drift) -> dict[str, Tensor]:
-    """W + (W E[(x - xh) xh^T] + E[(R - Rh) xh^T]) (E[xh xh^T] + lambda I)^-1, lambda = RIDGE mean(diag), in float64.
+    """W + (W E[(x - xh) xh^T] + E[(R - Rh) xh^T]) (E[xh xh^T] + Lambda)^-1, Lambda = RIDGE diag, in float64.
 
-    The equation above, with W (E[xh xh^T] + lambda I) taken out on both sides.
+    The equation above, with W (E[xh xh^T] + Lambda) taken out on both sides.
     """
     weight_OI = torch.cat(list(weights.values()))
     wish_OI = weight_OI @ drift.change_II

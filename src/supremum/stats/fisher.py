@@ -3,6 +3,7 @@
 With labels y sampled from the model's own prediction and g = d log p(y) / d(layer output),
 
     B = E[g g^T]                      (O, O) per token, or its diagonal: the output Fisher
+    w_t = |g_t|                       what a token's error in a layer's input weighs
     KL(dW) ~ 1/2 E_s[<G_s, dW>^2] / T    nats a token; G_s = sum_t g_t x_t^T of sequence s, T its length
 
 B is a mean over few sequences, and the tokens of one are alike: its small eigenvalues come out too small, which a limit
@@ -11,7 +12,10 @@ drawn from them would promise to use. `shrunk` mixes in the share r of mean(diag
 
     r = (E_s |B_s|^2 - |B|^2) / N  /  (|B|^2 - tr(B)^2 / O)      B_s the mean over sequence s of N
 
-The second is exact to second order for the sampled sequences: given the text, scores of different positions are
+The weights stand in the second moment of the final solve, E[w x x^T], for what B (x) S leaves out: that g and x go together
+(GuidedQuant, arXiv 2505.07004, takes |g_t|^2; of one drawn label that is mostly noise, and its root does better here).
+
+The last is exact to second order for the sampled sequences: given the text, scores of different positions are
 uncorrelated. G_s is formed for a few sequences of one layer at a time and only its inner products with the candidates'
 changes are kept. A model without a vocabulary head is read as a Gaussian around its output with the output's own
 variance: KL is then half the relative squared error summed over features.
@@ -91,9 +95,9 @@ def fisher(stream: BlockStream, windows_NT: Tensor, workspace: Workspace, change
            seed: int) -> None:
     """Backward through all blocks over the first `length` tokens of each window; `sweep` must have run.
 
-    Files: fisher/K holds for each linear layer of call K "B|layer" ((O, O) or (O,)), "r|layer" its share for `shrunk`, and
-    "v|layer|codec" (N,), the inner products <G_s, dW>. fisher/tables holds the same of the head and the embedding by their
-    tensor names.
+    Files: fisher/K holds for each linear layer of call K "B|layer" ((O, O) or (O,)), "r|layer" its share for `shrunk`,
+    "w|layer" (N, length) its tokens' weights |g_t|, and "v|layer|codec" (N,), the inner products <G_s, dW>. fisher/tables
+    holds the same of the head and the embedding by their tensor names.
     """
     calls = stream.calls(windows_NT[:, :length])
     depth = len(calls)
@@ -119,6 +123,7 @@ def fisher(stream: BlockStream, windows_NT: Tensor, workspace: Workspace, change
                 for name in layers:
                     g_NTO, x_NTI = watch.gradients[name], watch.inputs[name]
                     _add_fisher(found, f"B|{name}", g_NTO)
+                    _append(found, f"w|{name}", torch.linalg.vector_norm(g_NTO.float(), dim=-1))
                     _add_products(found, name, g_NTO, x_NTI, _flat(stream, changes, f"{call.block}.{name}.weight"))
         _mean(found, len(windows_NT), length)
         workspace.save(fisher_file(k), found)
@@ -216,5 +221,8 @@ def _add_products(found: dict[str, Tensor], name: str, g_NTO: Tensor, x_NTI: Ten
             stacked_Cp = torch.stack([change[part] for change in changes.values()])
             total_Cs += stacked_Cp.float() @ gradient_sP[:, part].float().T
         for codec, value_s in zip(changes, total_Cs, strict=True):
-            key = f"v|{name}|{codec}"
-            found[key] = torch.cat([found[key], value_s]) if key in found else value_s.clone()
+            _append(found, f"v|{name}|{codec}", value_s)
+
+
+def _append(found: dict[str, Tensor], key: str, value: Tensor) -> None:
+    found[key] = torch.cat([found[key], value]) if key in found else value.clone()
