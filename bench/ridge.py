@@ -62,7 +62,7 @@ def main() -> None:
             def weight(files: dict[str, str], name: str) -> torch.Tensor | None:
                 if name not in files:
                     return None
-                return load_coded(workspace, files[name], f"{name}|{args.codec}", args.codec, shapes[name]).decode()
+                return load_coded(workspace, files[name], name, args.codec, shapes[name]).decode()
 
             quality = streamed_quality(stream, test, reference, partial(weight, files))
             print(f"{args.codec} ridge {ridge} damping {damping}: KL {quality.kl_mean:.4f} +- {quality.kl_se:.4f}, solved in "

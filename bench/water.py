@@ -71,7 +71,7 @@ def main() -> None:
             fill.Outputs, fill.DAMPING = SimpleNamespace(of=outputs), damping  # type: ignore[misc, assignment]
             for attempt in range(3):
                 start = time.perf_counter()
-                solved = fill.solve_level(gathered, kind, names, math.log2(level), f"{way}{attempt}")  # type: ignore[arg-type]
+                solved = fill.solve_level(gathered, kind, names, math.log2(level), f"{way}{attempt}", drift=False)  # type: ignore[arg-type]
                 seconds = time.perf_counter() - start
                 bits = 8 * sum(solved.nbytes[name] for name in names) / weights
                 if abs(bits - args.bits) < 0.01:

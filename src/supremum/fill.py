@@ -2,14 +2,15 @@
 
     level -> integers of every matrix (solve/water.py) -> bytes as they will be written, or true KL -> a better level
 
-The first level is that of the limit curve some way below the budget; a bit is a factor of 4. Each matrix is solved for the
-original's inputs, not, as in solve/final.py, for those that the compressed layers before it leave: several times as long.
+The first level is that of the limit curve some way below the budget; a bit is a factor of 4. There each matrix is solved
+for the original's inputs, all blocks side by side; from the second on each for those that the layers before it leave, with
+the drift corrected (solve/final.py).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from functools import partial
@@ -30,6 +31,8 @@ from .planning import Reached
 from .progress import phase
 from .sizes import format_size
 from .solve.cancellation import DAMPING, Metric, one_thread
+from .solve.candidates import Matrix, read_matrix, save_matrices
+from .solve.final import solve_final
 from .solve.water import Outputs, Spread, Watered, water
 from .stats.fisher import gradient_file, shrunk
 from .stats.sweep import HEAD_MOMENTS, moments
@@ -96,7 +99,7 @@ def fill(gathered: Gathered, budget: Budget, kind: ArchiveTarget, spectra: list[
 
 @dataclass(frozen=True)
 class _Levels:
-    """Water levels tried for one budget."""
+    """Water levels tried for one budget: the first for the original's inputs, which is quick and tells where to begin."""
 
     gathered: Gathered
     kind: ArchiveTarget
@@ -105,12 +108,13 @@ class _Levels:
 
     def solve(self, attempt: int, level: float) -> Solved:
         """`level`: log2 of theta."""
-        return solve_level(self.gathered, self.kind, self.names, level, f"{self.folder}/level{attempt}")
+        return solve_level(self.gathered, self.kind, self.names, level, f"{self.folder}/level{attempt}", drift=attempt > 0)
 
     def drop(self, solved: Solved | None) -> None:
         """Free what a level takes on the disk; its counts stay, for a run that resumes."""
         if solved is not None:
-            self.gathered.workspace.remove(f"{solved.folder}/*.safetensors")
+            for pattern in ("*.safetensors", "block/*", "hidden/*"):
+                self.gathered.workspace.remove(f"{solved.folder}/{pattern}")
 
     def within(self, level: float, excess: Callable[[Solved], float], rate: float) -> Solved:
         """The lowest level whose bytes the budget allows; two octaves are a bit a weight. `level`: where to begin."""
@@ -119,10 +123,10 @@ class _Levels:
             solved: Solved | None = self.solve(attempt, level)
             assert solved is not None
             over = excess(solved)
-            if over <= 0 and (best is None or solved.level < best.level):
+            if attempt > 0 and over <= 0 and (best is None or solved.level < best.level):
                 best, solved = solved, best
             self.drop(solved)
-            if -(1 - NEAR) * rate <= over <= 0:
+            if attempt > 0 and -(1 - NEAR) * rate <= over <= 0:
                 break
             level += 2 * (over + 0.0005 * rate)
         if best is None:
@@ -136,10 +140,10 @@ class _Levels:
             solved: Solved | None = self.solve(attempt, level)
             assert solved is not None
             octaves = math.log2(max_kl / max(measure(solved)["kl_mean"], 1e-9))
-            if octaves >= 0 and (best is None or solved.level > best.level):
+            if attempt > 0 and octaves >= 0 and (best is None or solved.level > best.level):
                 best, solved = solved, best
             self.drop(solved)
-            if 0 <= octaves < 0.1:
+            if attempt > 0 and 0 <= octaves < 0.1:
                 break
             level += octaves - 0.03
         if best is None:
@@ -147,33 +151,32 @@ class _Levels:
         return best
 
 
-def solve_level(gathered: Gathered, kind: ArchiveTarget, names: list[str], level: float, folder: str) -> Solved:
-    """Every matrix at one water level, log2. Files: FOLDER/K of block K, FOLDER/TENSOR of a table."""
+def solve_level(gathered: Gathered, kind: ArchiveTarget, names: list[str], level: float, folder: str, *,
+                drift: bool) -> Solved:
+    """Every matrix at one water level, log2; drift: each on the inputs that the ones before it leave (solve/final.py).
+
+    Files: FOLDER/TENSOR of a table, and of the blocks FOLDER/K, or what `solve_final` says."""
     workspace, theta = gathered.workspace, 2.0**level
-    jobs: dict[str, Callable[[], dict[str, Watered]]] = {}
-    files: dict[str, str] = {}
-    for number, block in enumerate(gathered.stream.blocks):
-        inside = [name for name in names if name.startswith(f"{block}.")]
-        if inside:
+    blocks = {name: block for block in gathered.stream.blocks for name in names if name.startswith(f"{block}.")}
+    plan = dict.fromkeys(names, "lattice")
+    rounding = _Water(gathered, blocks, theta)
+    files = {name: f"{folder}/{name}.safetensors" for name in names if name not in blocks}
+    jobs: dict[str, Callable[[], Mapping[str, Matrix]]] = {file: partial(_solve_table, gathered, name, theta)
+                                                           for name, file in files.items()}
+    for number, block in enumerate(gathered.stream.blocks if not drift else ()):
+        if inside := [name for name in names if blocks.get(name) == block]:
             file = f"{folder}/{number:04d}.safetensors"
             files |= dict.fromkeys(inside, file)
-            jobs[file] = partial(_solve_block, gathered, block, inside, theta)
-    for name in (name for name in names if name not in files):
-        files[name] = f"{folder}/{name}.safetensors"
-        jobs[files[name]] = partial(_solve_table, gathered, name, theta)
+            jobs[file] = partial(_solve_block, gathered, block, inside, rounding)
 
     def run(file: str) -> None:
         if not workspace.has(file):
-            workspace.save(file, {f"{name}|{key}": tensor for name, found in jobs[file]().items() for key, tensor in {
-                "nats": torch.tensor([found.nats], dtype=torch.float64), "integers_OI": found.lattice.integers_OI,
-                **vars(found.lattice.frame)}.items()})
+            save_matrices(workspace, file, jobs[file]())
 
     def load(name: str) -> Lattice:
-        found = workspace.load(files[name], [f"{name}|{field}" for field in ("integers_OI", *FRAME)])
-        integers_OI, *frame = found.values()
-        return Lattice(integers_OI, Frame(*frame))
+        return rounding.read(read_matrix(workspace, files[name], name), "lattice", gathered.shapes[name])
 
-    coded = LazyCoded(dict.fromkeys(names, "lattice"), load)  # type: ignore[arg-type]
+    coded = LazyCoded(plan, load)  # type: ignore[arg-type]
 
     def count() -> dict[str, Any]:
         workers = torch.get_num_threads()
@@ -181,33 +184,57 @@ def solve_level(gathered: Gathered, kind: ArchiveTarget, names: list[str], level
                 ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             for _ in pool.map(run, jobs):
                 advance()
+        if drift:
+            tables = {name: load(name) for name in files}
+            inner = {name: codec for name, codec in plan.items() if name in blocks}
+            files.update(solve_final(gathered.stream, gathered.windows, workspace, inner, gathered.weight, gathered.shapes,
+                                     folder, tables, rounding))
         nats = {name: float(workspace.load(files[name], [f"{name}|nats"])[f"{name}|nats"]) for name in names}
-        return {"nats": nats, **kind.count(gathered.checkpoint, coded)}
+        return {"files": files, "nats": nats, **kind.count(gathered.checkpoint, coded)}
 
     counted = workspace.json(f"{folder}/counted.json", count)
+    files.update(counted["files"])
     share = 1 + counted["tables"] / sum(counted["matrices"].values())
     nbytes = {name: math.ceil(own * share) for name, own in counted["matrices"].items()}
     return Solved(theta, folder, coded, counted["nats"], nbytes, counted["size"])
 
 
-def _solve_block(gathered: Gathered, block: str, names: list[str], level: float) -> dict[str, Watered]:
-    """The block's matrices; those that read the same inputs share the columns of their frame."""
+@dataclass(frozen=True)
+class _Water:
+    """`solve.final.Rounding` to one water level. blocks: tensor name -> its block."""
+
+    gathered: Gathered
+    blocks: Mapping[str, str]
+    level: float
+
+    def solve(self, weights: Mapping[str, Tensor], metric: Metric, plan: Mapping[str, str]) -> dict[str, Watered]:
+        """Matrices that read the same inputs share the columns of their frame; each is solved on a core of its own."""
+        fishers = self.gathered.fishers(self.blocks[next(iter(weights))])
+        spread = Spread.of(torch.cat(list(weights.values())))
+        rows = spread.row_O.split([len(weight_OI) for weight_OI in weights.values()])
+
+        def one(name: str, row_O: Tensor) -> Watered:
+            fisher = fishers[name.removeprefix(f"{self.blocks[name]}.").removesuffix(".weight")]
+            outputs = Outputs.of(fisher, OUTPUT_DAMPING)
+            return water(weights[name], metric, outputs, self.level, Spread(row_O, spread.column_I))
+
+        workers = torch.get_num_threads()
+        with one_thread(), ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            return dict(zip(weights, pool.map(one, weights, rows), strict=True))
+
+    def read(self, tensors: dict[str, Tensor], codec: str, shape_OI: tuple[int, int]) -> Lattice:
+        return Lattice(tensors["integers_OI"], Frame(*(tensors[field] for field in FRAME)))
+
+
+def _solve_block(gathered: Gathered, block: str, names: list[str], rounding: _Water) -> dict[str, Watered]:
+    """The block's matrices for the original's inputs."""
     sums, keys = moments(gathered.workspace, gathered.calls, block)
-    fishers = gathered.fishers(block)
     solved: dict[str, Watered] = {}
     for key, moment_II in sums.items():
-        layers = [layer for layer, own in keys.items() if own == key and gathered.inner(block, layer) in names]
-        weights = {layer: gathered.weight(gathered.inner(block, layer)) for layer in layers}
-        if not weights:
-            continue
-        metric = Metric.of(moment_II, damping=DAMPING)
-        spread = Spread.of(torch.cat(list(weights.values())))
-        start = 0
-        for layer, weight_OI in weights.items():
-            rows = slice(start, start + len(weight_OI))
-            solved[gathered.inner(block, layer)] = water(weight_OI, metric, Outputs.of(fishers[layer], OUTPUT_DAMPING), level,
-                                                         Spread(spread.row_O[rows], spread.column_I))
-            start = rows.stop
+        together = [name for layer, own in keys.items() if own == key and (name := gathered.inner(block, layer)) in names]
+        if together:
+            weights = {name: gathered.weight(name) for name in together}
+            solved |= rounding.solve(weights, Metric.of(moment_II, damping=DAMPING), {})
     return solved
 
 

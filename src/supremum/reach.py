@@ -104,7 +104,7 @@ def _solve(gathered: Gathered, plan: Mapping[str, str], candidates: Candidates, 
     def load(name: str) -> Coded:
         if name in tables:
             return tables[name]
-        return load_coded(gathered.workspace, files[name], f"{name}|{plan[name]}", plan[name], gathered.shapes[name])
+        return load_coded(gathered.workspace, files[name], name, plan[name], gathered.shapes[name])
 
     return LazyCoded(plan, load)
 

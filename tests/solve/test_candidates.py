@@ -10,7 +10,7 @@ from torch import Tensor
 
 from supremum import codecs
 from supremum.solve import Metric, nearest, solve
-from supremum.solve.candidates import Candidates, load_coded, save_coded
+from supremum.solve.candidates import Candidates, load_coded, save_matrices
 from supremum.workspace import Workspace
 
 from . import reference
@@ -89,7 +89,7 @@ def test_every_codec_can_be_kept(name: str, tmp_path: Path) -> None:
     codec, workspace = codecs.get(name), Workspace(tmp_path / "work", {})
     columns = reference.columns(codec)
     coded = {f"{layer}|{name}": nearest(reference.weights(4, columns, seed), codec) for seed, layer in enumerate("ab")}
-    save_coded(workspace, "x.safetensors", coded)
+    save_matrices(workspace, "x.safetensors", coded)
     for key, value in coded.items():
         back = load_coded(workspace, "x.safetensors", key, name, value.shape)
         assert torch.equal(back.decode(), value.decode()) and back.nbytes == value.nbytes == codec.nbytes(value.shape)

@@ -136,7 +136,7 @@ def test_model_is_solved_on_what_it_really_sees(family: str, tmp_path: Path, tin
     def solved(name: str) -> Tensor | None:
         if name not in files:
             return None
-        return load_coded(workspace, files[name], f"{name}|int3-g32", "int3-g32", shapes[name]).decode()
+        return load_coded(workspace, files[name], name, "int3-g32", shapes[name]).decode()
 
     def rounded(name: str) -> Tensor | None:
         return nearest(weight(name), codecs.get("int3-g32")).decode() if name in plan else None
@@ -179,7 +179,7 @@ def test_later_layers_see_the_errors_of_earlier_ones(tmp_path: Path, tiny_model:
     files = solve_final(stream, windows_NT, workspace, plan, oriented(stream), shapes, "final", {})
     found: dict[str, Tensor] = {}
     final_hidden(stream, windows_NT, lambda name: load_coded(
-        workspace, files[name], f"{name}|int2-g32", "int2-g32", shapes[name]).decode(), found)
+        workspace, files[name], name, "int2-g32", shapes[name]).decode(), found)
     last = next(reversed(plan))
     assert last.endswith("down_proj.weight")
     score_T = workspace.load(fisher_file(len(stream.blocks) - 1))["w|mlp.down_proj"].flatten()
@@ -209,6 +209,6 @@ def test_a_killed_solve_continues_with_the_same_bytes(tmp_path: Path, tiny_model
                 workspace.save = save  # type: ignore[method-assign]
             assert count == 3
         files = solve_final(stream, windows_NT, workspace, plan, oriented(stream), shapes, "final", {})
-        found.append({name: load_coded(workspace, file, f"{name}|int4-g32", "int4-g32", shapes[name]).decode()
+        found.append({name: load_coded(workspace, file, name, "int4-g32", shapes[name]).decode()
                       for name, file in files.items()})
     assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())

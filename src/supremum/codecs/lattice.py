@@ -39,6 +39,11 @@ class Lattice:
     def shape(self) -> tuple[int, int]:
         return self.integers_OI.shape[0], self.integers_OI.shape[1]
 
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """What a workspace keeps of it."""
+        return {"integers_OI": self.integers_OI, **vars(self.frame)}
+
     def decode(self) -> Tensor:
         """w_hat (O, I), float32."""
         row_O, column_I = ((side.float() / OCTAVE).exp2() for side in (self.frame.row_O, self.frame.column_I))

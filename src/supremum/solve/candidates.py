@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -20,15 +21,29 @@ from .cancellation import Metric, nearest, one_thread, solve_together
 Oriented = Callable[[str], Tensor]  # tensor name -> weight (O, I), float32
 
 
-def save_coded(workspace: Workspace, file: str, coded: Mapping[str, Coded]) -> None:
-    """Write compressed matrices under "name|codec|field" keys."""
-    workspace.save(file, {f"{name}|{field}": tensor for name, c in coded.items() for field, tensor in c.tensors.items()})
+class Matrix(Protocol):
+    """A solved matrix: `Coded`, or what an archive holds."""
+
+    @property
+    def tensors(self) -> Mapping[str, Tensor]: ...
+
+    def decode(self) -> Tensor: ...
+
+
+def save_matrices(workspace: Workspace, file: str, matrices: Mapping[str, Matrix]) -> None:
+    """Write solved matrices under "name|field" keys."""
+    workspace.save(file, {f"{name}|{field}": tensor for name, m in matrices.items() for field, tensor in m.tensors.items()})
+
+
+def read_matrix(workspace: Workspace, file: str, name: str) -> dict[str, Tensor]:
+    """One matrix's tensors by field."""
+    found = workspace.load(file, [key for key in workspace.keys(file) if key.rpartition("|")[0] == name])
+    return {key.rpartition("|")[2]: tensor for key, tensor in found.items()}
 
 
 def load_coded(workspace: Workspace, file: str, key: str, codec: str, shape_OI: tuple[int, int]) -> Coded:
-    """Read one of them back; `key` as it was saved under."""
-    found = workspace.load(file, [k for k in workspace.keys(file) if k.rsplit("|", 1)[0] == key])
-    return Coded(codecs.get(codec), {k.rsplit("|", 1)[1]: v for k, v in found.items()}, shape_OI)
+    """Read back a matrix of a codec; `key` as it was saved under."""
+    return Coded(codecs.get(codec), read_matrix(workspace, file, key), shape_OI)
 
 
 class Candidates:
@@ -60,7 +75,7 @@ class Candidates:
             results = list(pool.map(lambda task: solve_together(task[0], task[1], codecs.get(task[2]), refits=0), tasks))
         solved = {f"{name}|{codec}": coded for (_, _, codec), result in zip(tasks, results, strict=True)
                   for name, coded in result.items()}
-        save_coded(self.workspace, file, solved)
+        save_matrices(self.workspace, file, solved)
 
     def solve_table(self, file: str, name: str, metric: Metric | None) -> None:
         """Solve the embedding or the head; without a metric (an embedding that is no head) by nearest rounding."""
@@ -73,7 +88,7 @@ class Candidates:
             kind = codecs.get(codec)
             solved[f"{name}|{codec}"] = nearest(weight_OI, kind) if metric is None else \
                 solve_together({name: weight_OI}, metric, kind, refits=0)[name]
-        save_coded(self.workspace, file, solved)
+        save_matrices(self.workspace, file, solved)
 
     def get(self, name: str, codec: str) -> Coded:
         return load_coded(self.workspace, self._file[name], f"{name}|{codec}", codec, self.shapes[name])

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +28,7 @@ from ..stats.streaming import BlockStream, Call, linears, set_weight
 from ..stats.sweep import accumulate, batches, hidden_file, moments, run_block
 from ..workspace import Workspace
 from .cancellation import DAMPING, Metric, damped, solve_together
-from .candidates import Oriented, load_coded, save_coded
+from .candidates import Matrix, Oriented, read_matrix, save_matrices
 from .residual import writers
 from .walk import Seen, Walk
 
@@ -35,12 +36,40 @@ RIDGE = 3.0  # share of diag E[xh xh^T] in Lambda: less fits the calibration tex
 REFITS = 1
 
 
-def solve_final(stream: BlockStream, windows_NT: Tensor, workspace: Workspace, plan: Mapping[str, str], weight: Oriented,
-                shapes: Mapping[str, tuple[int, int]], folder: str, tables: Mapping[str, Coded]) -> dict[str, str]:
-    """Solve all of `plan` (tensor name -> codec name) and return the file that holds each tensor.
+class Rounding(Protocol):
+    """How layers that read the same inputs become numbers, and how those are read back."""
 
-    `tables`: embedding and head, solved already; their error reaches the blocks. Files: FOLDER/block/K holds block K's
-    compressed tensors, FOLDER/hidden/K what enters call K of the compressed model.
+    def solve(self, weights: Mapping[str, Tensor], metric: Metric, plan: Mapping[str, str]) -> Mapping[str, Matrix]:
+        """weights: tensor name -> target (O, I)."""
+
+    def read(self, tensors: dict[str, Tensor], codec: str, shape_OI: tuple[int, int]) -> Matrix:
+        """The matrix whose tensors these are."""
+
+
+class Grids:
+    """The codecs' own grids: those of the same codec together."""
+
+    def solve(self, weights: Mapping[str, Tensor], metric: Metric, plan: Mapping[str, str]) -> Mapping[str, Coded]:
+        solved: dict[str, Coded] = {}
+        for codec in sorted({plan[tensor] for tensor in weights}):
+            together = {tensor: w for tensor, w in weights.items() if plan[tensor] == codec}
+            solved |= solve_together(together, metric, codecs.get(codec), refits=REFITS)
+        return solved
+
+    def read(self, tensors: dict[str, Tensor], codec: str, shape_OI: tuple[int, int]) -> Coded:
+        return Coded(codecs.get(codec), tensors, shape_OI)
+
+
+GRIDS = Grids()
+
+
+def solve_final(stream: BlockStream, windows_NT: Tensor, workspace: Workspace, plan: Mapping[str, str], weight: Oriented,
+                shapes: Mapping[str, tuple[int, int]], folder: str, tables: Mapping[str, Matrix],
+                rounding: Rounding = GRIDS) -> dict[str, str]:
+    """Solve all of `plan` (tensor name -> codec name) and return the file that holds each tensor, for `read_matrix`.
+
+    `tables`: embedding and head, solved already; their error reaches the blocks. `sweep` and `fisher` must have run. Files:
+    FOLDER/block/K holds block K's compressed tensors, FOLDER/hidden/K what enters call K of the compressed model.
     """
     calls = stream.calls(windows_NT)
     files: dict[str, str] = {}
@@ -69,14 +98,15 @@ def solve_final(stream: BlockStream, windows_NT: Tensor, workspace: Workspace, p
                     original_NTd = workspace.load(hidden_file(k))["h"]
                     found = workspace.load(fisher_file(k), [f"w|{layer}" for layer in keys])
                     scores = {name.removeprefix("w|"): score_NT.flatten() for name, score_NT in found.items()}
-                    solved, output_NTd = _solve_block(block, call, original_NTd, drifted_NTd, chosen, weight, keys, scores)
+                    solved, output_NTd = _solve_block(block, call, original_NTd, drifted_NTd, chosen, weight, keys, scores,
+                                                       rounding)
                 else:
-                    solved = _solve_repeated(call.block, chosen, weight, sums, keys)
-                save_coded(workspace, file, {f"{tensor}|{plan[tensor]}": coded for tensor, coded in solved.items()})
+                    solved = _solve_repeated(call.block, chosen, weight, sums, keys, rounding)
+                save_matrices(workspace, file, solved)
             if output_NTd is None:
                 for tensor, codec in chosen.items():
-                    coded = load_coded(workspace, file, f"{tensor}|{codec}", codec, shapes[tensor])
-                    set_weight(linears(block)[wanted[tensor]], coded.decode())
+                    matrix = rounding.read(read_matrix(workspace, file, tensor), codec, shapes[tensor])
+                    set_weight(linears(block)[wanted[tensor]], matrix.decode())
                 output_NTd = run_block(block, call, drifted_NTd)
             workspace.save(f"{folder}/{hidden_file(k + 1)}", {"h": output_NTd})
         workspace.remove(f"{folder}/{hidden_file(k)}")
@@ -84,7 +114,8 @@ def solve_final(stream: BlockStream, windows_NT: Tensor, workspace: Workspace, p
 
 
 def _solve_block(block: nn.Module, call: Call, original_NTd: Tensor, drifted_NTd: Tensor, plan: Mapping[str, str],
-                 weight: Oriented, keys: Mapping[str, str], scores: Mapping[str, Tensor]) -> tuple[dict[str, Coded], Tensor]:
+                 weight: Oriented, keys: Mapping[str, str], scores: Mapping[str, Tensor],
+                 rounding: Rounding) -> tuple[dict[str, Matrix], Tensor]:
     """All planned layers of one block, each on the inputs that the ones before it leave, and the block's output.
 
     keys: layer -> the first layer that reads the same input (`sweep.moments`). scores: |g_t| (tokens,) of each layer.
@@ -94,7 +125,7 @@ def _solve_block(block: nn.Module, call: Call, original_NTd: Tensor, drifted_NTd
     order = list(dict.fromkeys(keys[name] for name in planned))
     originals = dict(Walk(block, call, original_NTd, order, places))
     walk = Walk(block, call, drifted_NTd, order, places)
-    solved: dict[str, Coded] = {}
+    solved: dict[str, Matrix] = {}
     for key, drifted in walk:
         drift = _drift(originals.pop(key), drifted, _joint([scores[name] for name in keys if keys[name] == key]))
         weights = {tensor: weight(tensor) for name, tensor in planned.items() if keys[name] == key}
@@ -102,7 +133,7 @@ def _solve_block(block: nn.Module, call: Call, original_NTd: Tensor, drifted_NTd
         alone = key not in places and key != order[0] and any(w.shape[0] == width for w in weights.values())
         if not alone:  # its output is normalised before it is added: see residual.py
             weights = _targets(weights, drift)
-        found = _solve_layers(weights, Metric.of(drift.moment_II, damping=DAMPING), plan)
+        found = rounding.solve(weights, Metric.of(drift.moment_II, damping=DAMPING), plan)
         for name, tensor in planned.items():
             if tensor in found:
                 set_weight(block.get_submodule(name), found[tensor].decode())
@@ -111,23 +142,14 @@ def _solve_block(block: nn.Module, call: Call, original_NTd: Tensor, drifted_NTd
 
 
 def _solve_repeated(block: str, plan: Mapping[str, str], weight: Oriented, sums: Mapping[str, Tensor],
-                    keys: Mapping[str, str]) -> dict[str, Coded]:
+                    keys: Mapping[str, str], rounding: Rounding) -> dict[str, Matrix]:
     """A block that is used more than once sees other inputs each time: solved on the gathered moments, nothing corrected."""
-    solved: dict[str, Coded] = {}
+    solved: dict[str, Matrix] = {}
     for key, moment_II in sums.items():
         tensors = [f"{block}.{name}.weight" for name, k in keys.items() if k == key]
         weights = {tensor: weight(tensor) for tensor in tensors if tensor in plan}
         if weights:
-            solved |= _solve_layers(weights, Metric.of(moment_II, damping=DAMPING), plan)
-    return solved
-
-
-def _solve_layers(weights: Mapping[str, Tensor], metric: Metric, plan: Mapping[str, str]) -> dict[str, Coded]:
-    """Layers that read the same inputs; those of the same codec together."""
-    solved: dict[str, Coded] = {}
-    for codec in sorted({plan[tensor] for tensor in weights}):
-        together = {tensor: w for tensor, w in weights.items() if plan[tensor] == codec}
-        solved |= solve_together(together, metric, codecs.get(codec), refits=REFITS)
+            solved |= rounding.solve(weights, Metric.of(moment_II, damping=DAMPING), plan)
     return solved
 
 

@@ -89,6 +89,14 @@ class Watered:
     bits: float  # by the rounded normal's cost; what is written differs by its shape
     nats: float  # tr(B dW S dW^T) / 2 of the damped metrics
 
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """What a workspace keeps of it."""
+        return {"nats": torch.tensor([self.nats], dtype=torch.float64), **self.lattice.tensors}
+
+    def decode(self) -> Tensor:
+        return self.lattice.decode()
+
 
 def water(target_OI: Tensor, metric: Metric, outputs: Outputs, level: float, spread: Spread) -> Watered:
     """Solve one matrix. level: theta, nats. Matrices of the same inputs and columns of `spread` share those of the frame."""
