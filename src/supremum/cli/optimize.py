@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from .bare import DEFAULT, bits_option
 from .common import Debug, Dtype, Json, Model, Precision, Result, Seed, Target, Text, size_option, verb
 
 
@@ -17,6 +18,8 @@ from .common import Debug, Dtype, Json, Model, Precision, Result, Seed, Target, 
     supremum optimize models/llama --bits 5 --only Q4_0 --only Q8_0
     supremum optimize models/llama --max-kl 0.05 --size 900MB --keep lm_head
     supremum optimize models/llama --bits 3 --target archive --out archived
+    supremum optimize models/llama --frontier --out points
+    supremum optimize demo --frontier 2.5,3,4 --target archive
     supremum optimize models/llama --lossless --out lossless
 """, resumable=True)
 def optimize(
@@ -27,6 +30,10 @@ def optimize(
         "--bits", min=1, max=16, help="Bits a weight of the blocks' linear layers, scales included.")] = None,
     max_kl: Annotated[float | None, typer.Option(
         "--max-kl", metavar="NATS", help="Largest KL from the original, nats a token; the smallest such file.")] = None,
+    frontier: Annotated[str | None, typer.Option(
+        "--frontier", metavar="[BITS,...]", parser=bits_option,
+        help="Instead of one budget: a finished folder for each of these bits a weight, and their curve; without a list "
+             "2.25,2.5,3,3.5,4,5,6,8, as far as the target reaches.")] = None,
     lossless: Annotated[bool, typer.Option(
         "--lossless", help="No budget: an archive of the bfloat16 weights to the bit, in about two thirds of their bytes.",
     )] = False,
@@ -48,10 +55,21 @@ def optimize(
 ) -> Result:
     """Compress MODEL to a budget: the format of every layer is chosen by its damage, and the result is proved.
 
-    Give one of --size, --bits and --max-kl, or several: all of them hold. Or --lossless.
-    The folder holds the model, supremum.json, report.html and a model card.
+    Give one of --size, --bits and --max-kl, or several: all of them hold. Or --frontier, or --lossless.
+    The folder holds the model, supremum.json, report.html and a model card; of a frontier, one such folder a point.
     """
     folder = out or Path(f"{Path(model).name.removesuffix('.gguf')}-supremum")
+    if frontier is not None:
+        if (size, bits, max_kl) != (None, None, None) or lossless:
+            raise typer.BadParameter("--frontier takes no other budget")
+        from ..frontier import optimize_frontier
+        from ..report.frontier import show_frontier
+
+        points = optimize_frontier(
+            model, None if frontier == DEFAULT else [float(word) for word in frontier.split(",")], target=target,
+            text=text or [], tokens=tokens, out=folder, keep=keep or [], only=only or [], fresh=fresh, seed=seed,
+            dtype=dtype.value)
+        return points.frontier, lambda: show_frontier(points.frontier, points.folder)
     if lossless:
         if (size, bits, max_kl) != (None, None, None):
             raise typer.BadParameter("--lossless takes no budget")
@@ -61,7 +79,7 @@ def optimize(
         return stored, lambda: print(f"Written: {stored['path']}, {stored['bytes']} bytes of weights, "
                                      f"{stored['bits_per_weight']:.2f} bits a weight")
     if size is None and bits is None and max_kl is None:
-        raise typer.BadParameter("give a budget: --size 75MB, --bits 3.5 or --max-kl 0.05 (or several)")
+        raise typer.BadParameter("give a budget: --size 75MB, --bits 3.5 or --max-kl 0.05 (or several), or --frontier")
     if max_kl is not None and not 0 < max_kl < 10:
         raise typer.BadParameter(f"--max-kl {max_kl} is not a number of nats between 0 and 10; 0.05 is a good start")
 

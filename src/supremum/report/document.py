@@ -168,7 +168,7 @@ def validate(document: Any, source: str = FILE) -> Document:
     if document["schema"] != SCHEMA:
         raise StateError(f"{source}: has schema {str(document['schema'])[:40]!r}, this version reads {SCHEMA!r}.",
                          "Use the version of Supremum that wrote it, or run `supremum optimize` again.")
-    wrong = _mismatch(document, Document, "")
+    wrong = mismatch(document, Document, "")
     if wrong:
         raise StateError(f"{source}: {wrong}.", "The file was edited or damaged; run `supremum optimize` again.")
     return typing.cast(Document, document)
@@ -193,13 +193,13 @@ def encode(document: Document) -> bytes:
     return (json.dumps(clean, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
-def _mismatch(value: Any, wanted: Any, path: str) -> str | None:
+def mismatch(value: Any, wanted: Any, path: str) -> str | None:
     """What is wrong with `value` as a `wanted`, or None."""
     origin = get_origin(wanted)
     if wanted is Any:
         return None
     if origin in (Union, types.UnionType):
-        wrongs = [_mismatch(value, option, path) for option in get_args(wanted)]
+        wrongs = [mismatch(value, option, path) for option in get_args(wanted)]
         return None if None in wrongs else wrongs[0]
     if origin is Literal:
         return None if value in get_args(wanted) else f"{path} is {str(value)[:40]!r}, not one of {get_args(wanted)}"
@@ -208,19 +208,19 @@ def _mismatch(value: Any, wanted: Any, path: str) -> str | None:
             return f"{path} is not an object"
         for key, hint in get_type_hints(wanted).items():
             where = f"{path}.{key}".lstrip(".")
-            wrong = _mismatch(value[key], hint, where) if key in value else f"{where} is missing"
+            wrong = mismatch(value[key], hint, where) if key in value else f"{where} is missing"
             if wrong:
                 return wrong
         return None
     if origin is list:
         if not isinstance(value, list):
             return f"{path} is not a list"
-        items = (_mismatch(item, get_args(wanted)[0], f"{path}[{i}]") for i, item in enumerate(value))
+        items = (mismatch(item, get_args(wanted)[0], f"{path}[{i}]") for i, item in enumerate(value))
         return next((wrong for wrong in items if wrong), None)
     if origin is dict:
         if not isinstance(value, dict):
             return f"{path} is not an object"
-        items = (_mismatch(item, get_args(wanted)[1], f"{path}.{key}") for key, item in value.items())
+        items = (mismatch(item, get_args(wanted)[1], f"{path}.{key}") for key, item in value.items())
         return next((wrong for wrong in items if wrong), None)
     if wanted is float:
         ok = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
