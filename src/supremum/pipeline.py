@@ -23,6 +23,7 @@ from .allocate import Budget, Unit
 from .checkpoint import Checkpoint, open_checkpoint
 from .checkpoint.targets import Target
 from .checkpoint.targets import target as target_named
+from .costs import Costs, check_runtime, compare, measure_costs
 from .gap import FileGap, gap_of
 from .gather import (
     HELD_OUT_TOKENS,
@@ -94,7 +95,7 @@ def optimize(model: str | Path, budget: Budget, *, target: str = "gguf", text: l
     workspace = Workspace(work_folder(folder), job.inputs, fresh=fresh)
     keep_timings(workspace.path("timings.json"))
     try:
-        staging, document = finish(statistics(job, layout, workspace), budget, folder)
+        staging, document = finish(statistics(job, layout, workspace, budget), budget, folder)
         move_into_place(staging, folder)
         workspace.discard()
         return Result(folder, document)
@@ -152,18 +153,23 @@ class Layout:
     stream: BlockStream
     shapes: dict[str, tuple[int, int]]  # (O, I) of every matrix
     menu: Menu
+    turned: dict[str, bool]  # whether the checkpoint stores the transpose
 
 
 def lay_out(job: Job) -> Layout:
     """What each tensor may become, and the shapes."""
     stream = BlockStream(job.checkpoint, dtype=compute_dtype(job.options["dtype"]))
-    shapes = {name: shape for name, (shape, _) in orientation(stream).items()}
-    return Layout(stream, shapes, menu_of(job.kind, job.checkpoint, shapes, job.options["keep"], job.options["only"]))
+    oriented = orientation(stream)
+    shapes = {name: shape for name, (shape, _) in oriented.items()}
+    return Layout(stream, shapes, menu_of(job.kind, job.checkpoint, shapes, job.options["keep"], job.options["only"]),
+                  {name: turned for name, (_, turned) in oriented.items()})
 
 
 def check(job: Job, layout: Layout, budgets: Sequence[Budget], folder: Path) -> None:
     """Refuse now what could not end well."""
     stream = layout.stream
+    for budget in budgets:
+        check_runtime(budget, job.kind)
     preflight(job.checkpoint, job.kind, budgets, folder, layout.menu, layout.shapes, stream.tables(),
               tokens=(job.options["tokens"] or TOKENS) + HELD_OUT_TOKENS, blocks=len(stream.blocks),
               item=stream.dtype.itemsize)
@@ -178,6 +184,7 @@ class Statistics:
     menu: Menu
     units: list[Unit]  # none for an archive, which has no formats to choose among
     candidates: Candidates | None
+    costs: Costs | None  # where the budget has memory or speed
     reference: Tensor  # the original's last hidden states on the held-out windows
 
     @cached_property
@@ -190,19 +197,24 @@ class Statistics:
             return measure_machine("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def statistics(job: Job, layout: Layout, workspace: Workspace) -> Statistics:
-    """Text, moments, candidates (but for an archive), Fisher, prices."""
+def statistics(job: Job, layout: Layout, workspace: Workspace, budget: Budget | None = None) -> Statistics:
+    """Text, moments, candidates (but for an archive), Fisher, prices; what a budget of memory or speed needs, too."""
     menu = layout.menu
     rehearse(job.checkpoint, job.kind, menu, workspace)
+    costs = None
+    if budget and (budget.memory or budget.speed):
+        costs = measure_costs(job.checkpoint, job.kind, menu, layout.shapes, *layout.stream.table_names(), layout.turned,
+                              workspace)
+        costs.check(budget, units_of(job.checkpoint, job.kind, menu, layout.shapes, layout.stream.tables(), costs=costs))
     gathered = gather(job.checkpoint, workspace, text=job.text, tokens=job.options["tokens"], seed=job.seed,
                       dtype=job.options["dtype"])
     candidates = None if job.kind.name == "archive" else solve_candidates(gathered, menu.codecs)
     gather_fisher(gathered, candidates, job.seed)
-    units = units_of(job.checkpoint, job.kind, menu, layout.shapes, gathered.stream.tables(), prices(gathered)) \
-        if candidates else []
+    units = units_of(job.checkpoint, job.kind, menu, layout.shapes, gathered.stream.tables(), prices(gathered),
+                     costs) if candidates else []
     reference = workspace.tensors("reference.safetensors",
                                   lambda: {"h": final_hidden(gathered.stream, gathered.held_out)})["h"]
-    return Statistics(job, gathered, menu, units, candidates, reference)
+    return Statistics(job, gathered, menu, units, candidates, costs, reference)
 
 
 def finish(found: Statistics, budget: Budget, folder: Path) -> tuple[Path, Document]:
@@ -212,10 +224,15 @@ def finish(found: Statistics, budget: Budget, folder: Path) -> tuple[Path, Docum
     written = write(job.checkpoint, job.kind, reached.coded, workspace.folder / budget.name / "output", reached.size)
     with phase("prove in the stock runtime"):
         proof = workspace.json(f"{budget.name}/proof.json", lambda: verify(written, job.kind).asdict())
+    running = []
+    if costs := found.costs:
+        with phase("measure beside the original"):
+            running = workspace.json(f"{budget.name}/running.json", lambda: compare(
+                job.checkpoint, job.kind, costs, budget, written, workspace))
     bounds = limits(job.checkpoint, reached.spectra, machine=found.machine, reached=reached.point())
     samples = show_samples(job.checkpoint, written)
     document = assemble(found.gathered, job.kind, budget, reached, proof=proof, bounds=bounds, written=written,
-                        samples=samples, inputs=job.inputs, command=job.command(asdict(budget), folder))
+                        samples=samples, inputs=job.inputs, command=job.command(asdict(budget), folder), running=running)
     staging = written if written.is_dir() else written.parent
     write_report(document, staging)
     return staging, document
@@ -229,8 +246,10 @@ def _reached(found: Statistics, budget: Budget) -> Reached:
 
         return fill(gathered, budget, kind, found.spectra, found.reference,  # type: ignore[arg-type]
                     [name for name, names in found.menu.codecs.items() if names])
-    points = verify_frontier(gathered, found.units, found.candidates, found.reference, budget, kind)
-    chosen, coded, measured = reach(gathered, found.units, found.candidates, found.reference, budget, kind, points)
+    points = verify_frontier(gathered, found.units, found.candidates, found.reference, budget, kind,
+                             found.costs)
+    chosen, coded, measured = reach(gathered, found.units, found.candidates, found.reference, budget, kind, points,
+                                    found.costs)
     return Reached(found.units, chosen, coded, measured, points, found.spectra, kind.size(gathered.checkpoint, coded.plan))
 
 

@@ -38,7 +38,10 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Any:
     def no_behaviour(*args: Any, **options: Any) -> Any:
         raise BudgetError("too small.", "Use more.")
 
-    module = SimpleNamespace(Budget=lambda **limits: limits, seen=seen, behaviour=no_behaviour,
+    def budget(*limits: Any) -> dict[str, Any]:
+        return dict(zip(("size", "bits", "max_kl", "memory", "speed"), limits, strict=True))
+
+    module = SimpleNamespace(Budget=budget, seen=seen, behaviour=no_behaviour,
                              optimize=job("optimize"), convert=job("convert"), measure_limits=job("limit"),
                              measure_gap=job("gap"), store_without_loss=job("lossless"))
     monkeypatch.setitem(sys.modules, "supremum.pipeline", module)
@@ -99,6 +102,8 @@ def test_help_is_fast_and_does_not_import_torch() -> None:
     ["optimize", "demo", "--size", "60MB", "--target", "tape"],
     ["optimize", "demo", "--lossless", "--bits", "3"], ["evaluate"], ["convert", "demo"],
     ["optimize", "demo", "--frontier", "--bits", "3"], ["optimize", "demo", "--frontier", "--lossless"],
+    ["optimize", "demo", "--frontier", "--speed", "2x"], ["optimize", "demo", "--speed", "fast"],
+    ["optimize", "demo", "--speed", "0x"], ["optimize", "demo", "--memory", "much"],
     ["optimize", "demo", "--frontier", "3,,4"], ["optimize", "demo", "--frontier", "3,40"],
     ["evaluate", "demo", "--tokens", "100", "--length", "512"], ["limit", "demo", "--no-such-flag"],
 ])
@@ -112,9 +117,10 @@ def test_wrong_usage_exits_with_2_and_says_why(words: list[str], engine: Any) ->
 def test_the_budget_reaches_the_engine_in_bytes(engine: Any) -> None:
     CliRunner().invoke(app, ["optimize", "models/llama", "--size", "60MB", "--max-kl", "0.05", "--keep", "head",
                              "--keep", "embed", "--only", "Q4_0", "--fresh", "--seed", "7", "--text", "a.txt",
-                             "--dtype", "float32"])
+                             "--dtype", "float32", "--memory", "200MB", "--speed", "2x"])
     (model, budget), options = engine.seen["optimize"]
-    assert model == "models/llama" and budget == {"size": 60_000_000, "bits": None, "max_kl": 0.05}
+    assert model == "models/llama" and budget == {"size": 60_000_000, "bits": None, "max_kl": 0.05, "memory": 200_000_000,
+                                                  "speed": "2x"}
     assert options == {"target": "gguf", "text": ["a.txt"], "tokens": None, "out": Path("llama-supremum"),
                        "keep": ["head", "embed"], "only": ["Q4_0"], "fresh": True, "seed": 7, "dtype": "float32"}
 

@@ -53,10 +53,26 @@ class Machine(TypedDict):
     os: str
 
 
-class BudgetSection(TypedDict):
+class Budgets(TypedDict):
     size: int | None
     bits: Number
     max_kl: Number
+
+
+class BudgetSection(Budgets, total=False):
+    memory: int | None
+    speed: str | None
+
+
+class Running(TypedDict):
+    """A budget of the running file, in words: what was asked for, and what both files do on this machine."""
+
+    name: str  # "memory", "speed"
+    asked: str
+    reached: str
+    original: str
+    held: bool
+    note: str
 
 
 class Layer(TypedDict):
@@ -100,7 +116,7 @@ class Measured(TypedDict):
     windows: int
 
 
-class ResultSection(TypedDict):
+class ResultBase(TypedDict):
     target: str
     file: str  # what the runtime opens, relative to the folder
     bytes: int
@@ -111,6 +127,10 @@ class ResultSection(TypedDict):
     limit_kl: Number  # least KL of any code of these bits
     limit_bits: Number  # least bits of any code of this KL
     gap_bits: Number
+
+
+class ResultSection(ResultBase, total=False):
+    running: list[Running]
 
 
 class Proof(TypedDict):
@@ -208,7 +228,8 @@ def mismatch(value: Any, wanted: Any, path: str) -> str | None:
             return f"{path} is not an object"
         for key, hint in get_type_hints(wanted).items():
             where = f"{path}.{key}".lstrip(".")
-            wrong = mismatch(value[key], hint, where) if key in value else f"{where} is missing"
+            wrong = mismatch(value[key], hint, where) if key in value else \
+                f"{where} is missing" if key in wanted.__required_keys__ else None
             if wrong:
                 return wrong
         return None

@@ -63,6 +63,8 @@ def budget(document: Document) -> str:
     parts = [] if given["size"] is None else [f"{format_size(given['size'])}"]
     parts += [] if given["bits"] is None else [f"{figure(given['bits'])} bits a weight"]
     parts += [] if given["max_kl"] is None else [f"KL at most {figure(given['max_kl'])}"]
+    parts += [] if given.get("memory") is None else [f"{format_size(given['memory'] or 0)} of memory"]
+    parts += [] if given.get("speed") is None else [f"speed {given['speed']}"]
     return " and ".join(parts) or "none"
 
 
@@ -74,6 +76,9 @@ def facts(document: Document) -> list[tuple[str, str, str]]:
         ("Size", format_size(result["bytes"]), f"was {format_size(source['bytes'])}, budget {budget(document)}"),
         ("Bits a weight", figure(result["bits_per_weight"]), "linear layers of the blocks, scales included"),
     ]
+    for line in result.get("running", []):
+        rows.append((f"{line['name'].capitalize()} in {runtime(document)}", line["reached"],
+                     f"asked {line['asked']}{'' if line['held'] else ': NOT held'}; was {line['original']}; {line['note']}"))
     if measured["kl_mean"] is not None:
         rows.append(("KL from the original", plus_minus(measured["kl_mean"], measured["kl_se"]),
                      f"nats a token; median {figure(measured['kl_median'])}, "
