@@ -248,9 +248,10 @@ def _reached(found: Statistics, budget: Budget) -> Reached:
                     [name for name, names in found.menu.codecs.items() if names])
     points = verify_frontier(gathered, found.units, found.candidates, found.reference, budget, kind,
                              found.costs)
-    chosen, coded, measured = reach(gathered, found.units, found.candidates, found.reference, budget, kind, points,
+    chosen, coded, measured, swaps = reach(gathered, found.units, found.candidates, found.reference, budget, kind, points,
                                     found.costs)
-    return Reached(found.units, chosen, coded, measured, points, found.spectra, kind.size(gathered.checkpoint, coded.plan))
+    return Reached(found.units, chosen, coded, measured, points, found.spectra,
+                   kind.size(gathered.checkpoint, coded.plan), swaps)
 
 
 def measure_limits(model: str | Path, *, text: list[str] | None = None, tokens: int | None = None, seed: int = 0,

@@ -39,6 +39,7 @@ class Reached:
     points: list[dict[str, Any]]  # of the frontier that were measured on the way
     spectra: list[LayerSpectrum]
     size: int  # bytes of all files
+    swaps: dict[str, Any] | None = None  # what a search for better formats bought (swaps.py)
 
     def point(self) -> tuple[float, float] | None:
         """(bits a weight, KL), to be shown beside the limit."""

@@ -22,6 +22,7 @@ from .planning import plan_of, spend
 from .progress import note
 from .solve.candidates import Candidates, load_coded
 from .solve.final import solve_final
+from .swaps import swap
 
 RATIOS = (0.9, 1.0, 1.15)  # of the budget's bytes: the frontier points whose true KL is measured before the plan is made
 ATTEMPTS = 4  # plans tried to meet a largest KL
@@ -66,12 +67,13 @@ def correction(points: Sequence[Mapping[str, Any]]) -> float:
 
 def reach(gathered: Gathered, units: list[Unit], candidates: Candidates, reference: torch.Tensor, budget: Budget,
           kind: Target, points: list[dict[str, Any]], costs: Costs | None = None,
-          ) -> tuple[list[Option], LazyCoded, dict[str, Any]]:
+          ) -> tuple[list[Option], LazyCoded, dict[str, Any], dict[str, Any] | None]:
     """Plan, solve and measure; with a largest KL, again with a stricter prediction until the measurement holds.
 
-    costs: what the formats take when they run, where the budget has memory or speed.
+    costs: what the formats take when they run, where the budget has memory or speed. The last that is returned: what a
+    search for better formats bought, where there was one.
     """
-    factor = correction(points)
+    factor, swaps = correction(points), None
     for attempt in range(ATTEMPTS):
         nats = None if budget.max_kl is None else 0.97 * budget.max_kl / factor
         planned = partial(spend, budget, units, gathered.checkpoint, kind, nats=nats)
@@ -82,6 +84,8 @@ def reach(gathered: Gathered, units: list[Unit], candidates: Candidates, referen
                 raise
             raise BudgetError(f"KL {budget.max_kl:g} cannot be reached within the other limits: {error.cause}",
                               "Allow more bytes, more bits or more KL.") from error
+        if budget.max_kl is None:
+            chosen, swaps = swap(gathered, kind, budget, units, chosen, candidates, reference, factor * _nats(chosen))
         plan = plan_of(units, chosen)
         folder = f"{budget.name}/solved{attempt}"
         coded = _solve(gathered, plan, candidates, folder)
@@ -89,7 +93,7 @@ def reach(gathered: Gathered, units: list[Unit], candidates: Candidates, referen
             f"{folder}/quality.json",
             partial(lambda coded: _measure(gathered, coded, reference, "measure the result").to_dict(), coded))
         if budget.max_kl is None or quality["kl_mean"] <= budget.max_kl:
-            return chosen, coded, quality
+            return chosen, coded, quality, swaps
         note(f"measured KL {quality['kl_mean']:.4f} is above {budget.max_kl:g}; planning again")
         factor *= 1.03 * quality["kl_mean"] / budget.max_kl
     raise BudgetError(f"KL {budget.max_kl:g} was not reached in {ATTEMPTS} plans (last: {quality['kl_mean']:.4f}).",

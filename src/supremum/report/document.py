@@ -129,8 +129,19 @@ class ResultBase(TypedDict):
     gap_bits: Number
 
 
+class Swaps(TypedDict):
+    """A search for better formats by true KL on the held-out text, before the final solve."""
+
+    trials: int
+    accepted: int
+    kl_before: float
+    kl_after: float
+    seconds: float
+
+
 class ResultSection(ResultBase, total=False):
     running: list[Running]
+    swaps: Swaps | None
 
 
 class Proof(TypedDict):

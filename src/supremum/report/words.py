@@ -83,6 +83,10 @@ def facts(document: Document) -> list[tuple[str, str, str]]:
         rows.append(("KL from the original", plus_minus(measured["kl_mean"], measured["kl_se"]),
                      f"nats a token; median {figure(measured['kl_median'])}, "
                      f"99th percentile {figure(measured['kl_p99'])}"))
+    if swaps := result.get("swaps"):
+        rows.append(("Swapped formats", f"{swaps['accepted']} of {swaps['trials']} tried",
+                     f"KL {figure(swaps['kl_before'])} to {figure(swaps['kl_after'])} before the final solve, "
+                     f"in {seconds(swaps['seconds'])}"))
     if measured["same_top"] is not None:
         rows.append(("Same next token", percent(measured["same_top"]),
                      "positions where both models prefer the same token"))
