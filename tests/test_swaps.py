@@ -145,6 +145,28 @@ def test_the_search_lowers_the_true_kl_within_the_bytes(found: Statistics, monke
     assert not found.gathered.workspace.has("whole/now")
 
 
+def test_what_was_accepted_is_under_what_is_tried_next(found: Statistics) -> None:
+    """A change in the first block, kept, then one in the last: against a run of the whole; then one that is not kept."""
+    def moved(options: list[Option], part: str) -> tuple[list[Option], list[str]]:
+        place = next(i for i, unit in enumerate(found.units) if part in unit.tensors[0])
+        other = next(o for o in found.units[place].options if o is not options[place])
+        return [*options[:place], other, *options[place + 1:]], list(found.units[place].tensors)
+
+    assert found.candidates is not None
+    states = swaps._States(found.gathered, found.candidates, found.reference, "states")
+    plan = start(found)
+    states.start(plan_of(found.units, plan))
+    for part, accepted in (("layers.0.mlp.up", True), ("layers.1.mlp.down", True), ("layers.0.self_attn.q", False),
+                           ("layers.1.self_attn.o", True), ("embed_tokens", True), ("layers.1.mlp.gate", True),
+                           ("lm_head", True)):
+        tried, changed = moved(plan, part)
+        kl = states.attempt(plan_of(found.units, tried), changed)
+        assert sum(kl) / len(kl) == pytest.approx(true_kl(found, tried), rel=1e-6), part
+        states.settle(accepted)
+        plan = tried if accepted else plan
+    states.drop()
+
+
 def test_a_killed_search_goes_on_to_the_same_plan(found: Statistics, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(swaps, "HIGH_KL", 0.0)
     monkeypatch.setattr(swaps, "TRIALS", 8)
