@@ -35,8 +35,8 @@ def case(request: pytest.FixtureRequest, tiny_model: Callable[..., Path]) -> Cas
 
 def check(case: Case, tmp_path: Path, budget: Budget | None = None, menu: Menu | None = None) -> Any:
     checkpoint, kind, usual, shapes = case
-    return preflight(checkpoint, kind, budget or Budget(bits=8), tmp_path / "out", menu or usual, shapes, TABLES, tokens=4096,
-                     blocks=2, item=2)
+    return preflight(checkpoint, kind, [budget or Budget(bits=8)], tmp_path / "out", menu or usual, shapes, TABLES,
+                     tokens=4096, blocks=2, item=2)
 
 
 def test_what_fits_passes_with_its_needs(case: Case, tmp_path: Path) -> None:

@@ -10,11 +10,13 @@ __version__ = "0.1.0"
 
 _PLACES = {
     "open_checkpoint": "checkpoint", "optimize": "pipeline", "Result": "pipeline", "Budget": "allocate",
-    "convert": "pipeline", "measure_limits": "pipeline", "measure_gap": "pipeline", "evaluate": "measure",
+    "convert": "pipeline", "measure_limits": "pipeline", "measure_gap": "pipeline",
+    "optimize_frontier": "frontier", "FrontierResult": "frontier", "evaluate": "measure",
     "evaluate_files": "measure", "verify": "runtime.verify", "SupremumError": "errors",
 }
-__all__ = ["Budget", "Result", "SupremumError", "convert", "evaluate", "evaluate_files", "measure_gap", "measure_limits",
-           "open_checkpoint", "optimize", "verify"]
+__all__ = ["Budget", "FrontierResult", "Result", "SupremumError", "convert", "evaluate", "evaluate_files", "measure_gap",
+           "measure_limits",
+           "open_checkpoint", "optimize", "optimize_frontier", "verify"]
 
 when_imported()
 
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from .allocate import Budget
     from .checkpoint import open_checkpoint
     from .errors import SupremumError
+    from .frontier import FrontierResult, optimize_frontier
     from .measure import evaluate, evaluate_files
     from .pipeline import Result, convert, measure_gap, measure_limits, optimize
     from .runtime.verify import verify

@@ -28,6 +28,7 @@ from .plain import plain
 from .planning import Menu
 from .progress import note, phase
 from .report import FILE, Document, read_document
+from .report.frontier import FILE as FRONTIER
 from .runtime.verify import verify
 from .solve.cancellation import nearest
 from .stats.streaming import BlockStream, orientation
@@ -51,7 +52,7 @@ def check_output(folder: Path, checkpoint: Checkpoint) -> None:
 
 def is_ours(folder: Path) -> bool:
     """Whether a result of `optimize` or `convert` stands there."""
-    return any((folder / name).is_file() for name in (FILE, CONVERTED))
+    return any((folder / name).is_file() for name in (FILE, FRONTIER, CONVERTED))
 
 
 def check_replaced(folder: Path, inputs: dict[str, Any]) -> None:
@@ -62,7 +63,8 @@ def check_replaced(folder: Path, inputs: dict[str, Any]) -> None:
     if is_ours(folder):
         command = ""
         with contextlib.suppress(StateError, OSError, ValueError, KeyError, TypeError):
-            made = json.loads((folder / CONVERTED).read_text()) if (folder / CONVERTED).exists() else read_document(folder)
+            other = next((folder / name for name in (CONVERTED, FRONTIER) if (folder / name).exists()), None)
+            made = json.loads(other.read_text()) if other else read_document(folder)
             command = f", made by `{made['command']}`"
         raise SupremumError(f"{folder}: holds another result{command}.", "--fresh replaces it; or choose another --out.")
 
@@ -77,10 +79,15 @@ def finished(folder: Path, inputs: dict[str, Any], budget: Budget) -> Document |
     state: Any = document["inputs"]
     if state.get("state") != plain(inputs) or document["budget"] != plain(asdict(budget)):
         return None
+    discard_left(folder, inputs)
+    return document
+
+
+def discard_left(folder: Path, inputs: dict[str, Any]) -> None:
+    """Remove what a run that was killed at its very end left of its state."""
     if (work := work_folder(folder)).exists():
         with contextlib.suppress(StateError):  # another's folder, other inputs, or a run that holds it
             Workspace(work, inputs).discard()
-    return document
 
 
 def rehearse(checkpoint: Checkpoint, kind: Target, menu: Menu, workspace: Workspace) -> None:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import shlex
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,11 @@ import torch
 from torch import Tensor
 
 from . import __version__
-from .allocate import Budget
-from .checkpoint import open_checkpoint
+from .allocate import Budget, Unit
+from .checkpoint import Checkpoint, open_checkpoint
 from .checkpoint.targets import Target
 from .checkpoint.targets import target as target_named
+from .costs import Costs, check_runtime, compare, measure_costs
 from .gap import FileGap, gap_of
 from .gather import (
     HELD_OUT_TOKENS,
@@ -34,7 +36,8 @@ from .gather import (
     window_length,
     work_folder,
 )
-from .limits import Limits, limits
+from .limits import LayerSpectrum, Limits, Machine, limits
+from .limits import measure as measure_machine
 from .measure.streamed import final_hidden
 from .output import (
     check_output,
@@ -54,6 +57,7 @@ from .reach import reach, verify_frontier
 from .report import Document, write_report
 from .report.assemble import assemble
 from .runtime.verify import verify
+from .solve.candidates import Candidates
 from .stats.streaming import BlockStream, orientation
 from .text.generate import check_writes
 from .text.sources import files_of
@@ -78,45 +82,20 @@ def optimize(model: str | Path, budget: Budget, *, target: str = "gguf", text: l
     keep: parts of tensor names that stay as they are. only: codec names to choose from instead of the target's menu.
     fresh: discard what an interrupted run left. dtype: of the forward passes, "auto", "float32" or "bfloat16".
     """
-    checkpoint = open_checkpoint(model)
-    kind = target_named(target)
     folder = Path(out)
-    check_output(folder, checkpoint)
-    check_budget(tokens or TOKENS, window_length(checkpoint))
-    if not text:
-        check_writes(checkpoint)
-    forget_timings()
-    options: dict[str, Any] = {"target": target, "tokens": tokens, "keep": sorted(keep or []), "only": sorted(only or []),
-                               "dtype": dtype}
-    inputs = {"supremum": __version__, "torch": torch.__version__.split("+")[0], "threads": torch.get_num_threads(),
-              "model": checkpoint.fingerprint, "text": [_text_state(source) for source in text or []], "seed": seed,
-              "options": options}
-    if not fresh and (done := finished(folder, inputs, budget)):
+    job = open_job(model, folder, target=target, text=text, tokens=tokens, keep=keep, only=only, seed=seed, dtype=dtype)
+    if not fresh and (done := finished(folder, job.inputs, budget)):
         note(f"{folder}: is finished with the same inputs; --fresh runs it again.")
         return Result(folder, done)
     if not fresh:
-        check_replaced(folder, inputs)
+        check_replaced(folder, job.inputs)
     with phase("check what is needed"):
-        stream = BlockStream(checkpoint, dtype=compute_dtype(dtype))
-        shapes = {name: shape for name, (shape, _) in orientation(stream).items()}
-        menu = menu_of(kind, checkpoint, shapes, options["keep"], options["only"])
-        preflight(checkpoint, kind, budget, folder, menu, shapes, stream.tables(),
-                  tokens=(tokens or TOKENS) + HELD_OUT_TOKENS, blocks=len(stream.blocks), item=stream.dtype.itemsize)
-    workspace = Workspace(work_folder(folder), inputs, fresh=fresh)
+        layout = lay_out(job)
+        check(job, layout, [budget], folder)
+    workspace = Workspace(work_folder(folder), job.inputs, fresh=fresh)
     keep_timings(workspace.path("timings.json"))
     try:
-        rehearse(checkpoint, kind, menu, workspace)
-        gathered = gather(checkpoint, workspace, text=text or [], tokens=tokens, seed=seed, dtype=dtype)
-        reached = (_archive if kind.name == "archive" else _allocated)(gathered, kind, budget, menu, shapes, seed)
-        written = write(checkpoint, kind, reached.coded, workspace.folder / budget.name / "output", reached.size)
-        with phase("prove in the stock runtime"):
-            proof = workspace.json(f"{budget.name}/proof.json", lambda: verify(written, kind).asdict())
-        bounds = limits(checkpoint, reached.spectra, reached=reached.point())
-        samples = show_samples(checkpoint, written)
-        document = assemble(gathered, kind, budget, reached, proof=proof, bounds=bounds, written=written, samples=samples,
-                            inputs=inputs, command=_command(model, folder, budget, options, text or [], seed))
-        staging = written if written.is_dir() else written.parent
-        write_report(document, staging)
+        staging, document = finish(statistics(job, layout, workspace, budget), budget, folder)
         move_into_place(staging, folder)
         workspace.discard()
         return Result(folder, document)
@@ -124,33 +103,155 @@ def optimize(model: str | Path, budget: Budget, *, target: str = "gguf", text: l
         workspace.close()
 
 
-def _allocated(gathered: Gathered, kind: Target, budget: Budget, menu: Menu, shapes: Mapping[str, tuple[int, int]],
-               seed: int) -> Reached:
-    """A format for every layer: candidates, prices, a plan that is measured and refitted, the final solve."""
-    candidates = solve_candidates(gathered, menu.codecs)
-    gather_fisher(gathered, candidates, seed)
-    units = units_of(gathered.checkpoint, kind, menu, shapes, gathered.stream.tables(), prices(gathered))
-    reference = _reference(gathered)
-    points = verify_frontier(gathered, units, candidates, reference, budget, kind)
-    chosen, coded, measured = reach(gathered, units, candidates, reference, budget, kind, points)
-    size = kind.size(gathered.checkpoint, coded.plan)
-    return Reached(units, chosen, coded, measured, points, list(gathered.spectra()), size)
+@dataclass(frozen=True)
+class Job:
+    """What was asked for, but for the budget."""
+
+    model: str
+    checkpoint: Checkpoint
+    kind: Target
+    text: list[str]
+    seed: int
+    options: dict[str, Any]  # target, tokens, keep, only, dtype
+    inputs: dict[str, Any]  # what makes two runs the same
+
+    def command(self, budget: Mapping[str, Any], folder: Path) -> str:
+        """The command line that repeats it. budget: values by flag."""
+        words = ["supremum", "optimize", self.model]
+        for flag, value in (*budget.items(), ("tokens", self.options["tokens"])):
+            if value is not None:
+                words += [f"--{flag.replace('_', '-')}", str(value)]
+        for name, values in (("--text", self.text), ("--keep", self.options["keep"]), ("--only", self.options["only"])):
+            for value in values:
+                words += [name, value]
+        if self.options["dtype"] != "auto":
+            words += ["--dtype", self.options["dtype"]]
+        return shlex.join([*words, "--target", self.options["target"], "--seed", str(self.seed), "--out", str(folder)])
 
 
-def _archive(gathered: Gathered, kind: Any, budget: Budget, menu: Menu, shapes: Mapping[str, tuple[int, int]],
-             seed: int) -> Reached:
-    """Entropy-coded integers: one water level for all layers."""
-    from .fill import fill
+def open_job(model: str | Path, folder: Path, *, target: str, text: list[str] | None, tokens: int | None,
+             keep: list[str] | None, only: list[str] | None, seed: int, dtype: str) -> Job:
+    """The arguments of `optimize`, looked at; a new run begins."""
+    checkpoint, kind, sources = open_checkpoint(model), target_named(target), text or []
+    check_output(folder, checkpoint)
+    check_budget(tokens or TOKENS, window_length(checkpoint))
+    if not sources:
+        check_writes(checkpoint)
+    forget_timings()
+    options: dict[str, Any] = {"target": target, "tokens": tokens, "keep": sorted(keep or []), "only": sorted(only or []),
+                               "dtype": dtype}
+    inputs = {"supremum": __version__, "torch": torch.__version__.split("+")[0], "threads": torch.get_num_threads(),
+              "model": checkpoint.fingerprint, "text": [_text_state(source) for source in sources], "seed": seed,
+              "options": options}
+    return Job(str(model), checkpoint, kind, sources, seed, options, inputs)
 
-    gather_fisher(gathered, None, seed)
-    return fill(gathered, budget, kind, list(gathered.spectra()), _reference(gathered),
-                [name for name, names in menu.codecs.items() if names])
+
+@dataclass(frozen=True)
+class Layout:
+    """The model as the run takes it apart."""
+
+    stream: BlockStream
+    shapes: dict[str, tuple[int, int]]  # (O, I) of every matrix
+    menu: Menu
+    turned: dict[str, bool]  # whether the checkpoint stores the transpose
 
 
-def _reference(gathered: Gathered) -> Tensor:
-    """The original's last hidden states on the held-out windows."""
-    return gathered.workspace.tensors("reference.safetensors",
-                                      lambda: {"h": final_hidden(gathered.stream, gathered.held_out)})["h"]
+def lay_out(job: Job) -> Layout:
+    """What each tensor may become, and the shapes."""
+    stream = BlockStream(job.checkpoint, dtype=compute_dtype(job.options["dtype"]))
+    oriented = orientation(stream)
+    shapes = {name: shape for name, (shape, _) in oriented.items()}
+    return Layout(stream, shapes, menu_of(job.kind, job.checkpoint, shapes, job.options["keep"], job.options["only"]),
+                  {name: turned for name, (_, turned) in oriented.items()})
+
+
+def check(job: Job, layout: Layout, budgets: Sequence[Budget], folder: Path) -> None:
+    """Refuse now what could not end well."""
+    stream = layout.stream
+    for budget in budgets:
+        check_runtime(budget, job.kind)
+    preflight(job.checkpoint, job.kind, budgets, folder, layout.menu, layout.shapes, stream.tables(),
+              tokens=(job.options["tokens"] or TOKENS) + HELD_OUT_TOKENS, blocks=len(stream.blocks),
+              item=stream.dtype.itemsize)
+
+
+@dataclass
+class Statistics:
+    """What every budget starts from."""
+
+    job: Job
+    gathered: Gathered
+    menu: Menu
+    units: list[Unit]  # none for an archive, which has no formats to choose among
+    candidates: Candidates | None
+    costs: Costs | None  # where the budget has memory or speed
+    reference: Tensor  # the original's last hidden states on the held-out windows
+
+    @cached_property
+    def spectra(self) -> list[LayerSpectrum]:
+        return list(self.gathered.spectra())
+
+    @cached_property
+    def machine(self) -> Machine:
+        with phase("measure the machine"):
+            return measure_machine("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def statistics(job: Job, layout: Layout, workspace: Workspace, budget: Budget | None = None) -> Statistics:
+    """Text, moments, candidates (but for an archive), Fisher, prices; what a budget of memory or speed needs, too."""
+    menu = layout.menu
+    rehearse(job.checkpoint, job.kind, menu, workspace)
+    costs = None
+    if budget and (budget.memory or budget.speed):
+        costs = measure_costs(job.checkpoint, job.kind, menu, layout.shapes, *layout.stream.table_names(), layout.turned,
+                              workspace)
+        costs.check(budget, units_of(job.checkpoint, job.kind, menu, layout.shapes, layout.stream.tables(), costs=costs))
+    gathered = gather(job.checkpoint, workspace, text=job.text, tokens=job.options["tokens"], seed=job.seed,
+                      dtype=job.options["dtype"])
+    candidates = None if job.kind.name == "archive" else solve_candidates(gathered, menu.codecs)
+    gather_fisher(gathered, candidates, job.seed)
+    units = units_of(job.checkpoint, job.kind, menu, layout.shapes, gathered.stream.tables(), prices(gathered),
+                     costs) if candidates else []
+    reference = workspace.tensors("reference.safetensors",
+                                  lambda: {"h": final_hidden(gathered.stream, gathered.held_out)})["h"]
+    return Statistics(job, gathered, menu, units, candidates, costs, reference)
+
+
+def finish(found: Statistics, budget: Budget, folder: Path) -> tuple[Path, Document]:
+    """A budget's result, written, proved and reported, in a folder of the workspace. folder: where it will stand."""
+    job, workspace = found.job, found.gathered.workspace
+    reached = _reached(found, budget)
+    written = write(job.checkpoint, job.kind, reached.coded, workspace.folder / budget.name / "output", reached.size)
+    with phase("prove in the stock runtime"):
+        proof = workspace.json(f"{budget.name}/proof.json", lambda: verify(written, job.kind).asdict())
+    running = []
+    if costs := found.costs:
+        with phase("measure beside the original"):
+            running = workspace.json(f"{budget.name}/running.json", lambda: compare(
+                job.checkpoint, job.kind, costs, budget, written, workspace))
+    bounds = limits(job.checkpoint, reached.spectra, machine=found.machine, reached=reached.point())
+    samples = show_samples(job.checkpoint, written)
+    document = assemble(found.gathered, job.kind, budget, reached, proof=proof, bounds=bounds, written=written,
+                        samples=samples, inputs=job.inputs, command=job.command(asdict(budget), folder), running=running)
+    staging = written if written.is_dir() else written.parent
+    write_report(document, staging)
+    return staging, document
+
+
+def _reached(found: Statistics, budget: Budget) -> Reached:
+    """A format for every layer: a plan that is measured and refitted, the final solve; an archive: one water level."""
+    gathered, kind = found.gathered, found.job.kind
+    if found.candidates is None:
+        from .fill import fill
+
+        return fill(gathered, budget, kind, found.spectra, found.reference,  # type: ignore[arg-type]
+                    [name for name, names in found.menu.codecs.items() if names])
+    points = verify_frontier(gathered, found.units, found.candidates, found.reference, budget, kind,
+                             found.costs)
+    chosen, coded, measured, swaps = reach(gathered, found.units, found.candidates, found.reference, budget, kind, points,
+                                    found.costs)
+    return Reached(found.units, chosen, coded, measured, points, found.spectra,
+                   kind.size(gathered.checkpoint, coded.plan), swaps)
 
 
 def measure_limits(model: str | Path, *, text: list[str] | None = None, tokens: int | None = None, seed: int = 0,
@@ -179,20 +280,6 @@ def _text_state(source: str) -> list[Any]:
     """What tells whether the text changed: the path, the size and the time of each file that is read."""
     states = [(path, path.stat()) for path in files_of(source)]
     return [source, *([str(path), state.st_size, state.st_mtime_ns] for path, state in states)]
-
-
-def _command(model: str | Path, folder: Path, budget: Budget, options: dict[str, Any], text: list[str], seed: int) -> str:
-    words = ["supremum", "optimize", str(model)]
-    for flag, value in (asdict(budget) | {"tokens": options["tokens"]}).items():
-        if value is not None:
-            words += [f"--{flag.replace('_', '-')}", str(value)]
-    for name, values in (("--text", text), ("--keep", options["keep"]), ("--only", options["only"])):
-        for value in values:
-            words += [name, value]
-    if options["dtype"] != "auto":
-        words += ["--dtype", options["dtype"]]
-    words += ["--target", options["target"], "--seed", str(seed), "--out", str(folder)]
-    return shlex.join(words)
 
 
 __all__ = ["Budget", "Result", "convert", "measure_gap", "measure_limits", "optimize", "store_without_loss"]

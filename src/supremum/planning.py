@@ -5,16 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import codecs
-from .allocate import Budget, Option, Unit, choose
+from .allocate import Allowance, Budget, Option, Unit, choose
 from .checkpoint import Checkpoint
 from .checkpoint.targets import LazyCoded, Target
 from .errors import BudgetError, SupremumError
 from .gather import Gathered, price
 from .limits import LayerSpectrum
 from .sizes import format_size
+
+if TYPE_CHECKING:
+    from .costs import Costs
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ class Reached:
     points: list[dict[str, Any]]  # of the frontier that were measured on the way
     spectra: list[LayerSpectrum]
     size: int  # bytes of all files
+    swaps: dict[str, Any] | None = None  # what a search for better formats bought (swaps.py)
 
     def point(self) -> tuple[float, float] | None:
         """(bits a weight, KL), to be shown beside the limit."""
@@ -69,11 +73,12 @@ def menu_of(target: Target, checkpoint: Checkpoint, shapes: Mapping[str, tuple[i
 
 
 def units_of(checkpoint: Checkpoint, target: Target, menu: Menu, shapes: Mapping[str, tuple[int, int]],
-             tables: Collection[str], nats: Mapping[tuple[str, str], float] | None = None) -> list[Unit]:
+             tables: Collection[str], nats: Mapping[tuple[str, str], float] | None = None, costs: Costs | None = None,
+             ) -> list[Unit]:
     """Every matrix with its options: its codecs, and to stay as it is, at the bytes that the target then needs.
 
     tables: the embedding and the head, which do not count for bits a weight. nats: predicted damage by (tensor, codec);
-    None prices nothing.
+    None prices nothing. costs: what the formats take when they run; None leaves it out.
     """
     everything = {name: names[0] for name, names in menu.codecs.items() if names}
     whole = target.size(checkpoint, everything)
@@ -87,12 +92,17 @@ def units_of(checkpoint: Checkpoint, target: Target, menu: Menu, shapes: Mapping
             return whole - coded + codecs.get(possible[0]).nbytes(shapes[name])
         return checkpoint.tensors[name].nbytes
 
+    def running(names: Collection[str], codec: str) -> tuple[float, int]:
+        taken = [costs.of(name, codec, math.prod(shapes[name])) for name in names] if costs else []
+        return sum(seconds for seconds, _ in taken), sum(resident for _, resident in taken)
+
     owner = {name: tuple(tie) for tie in menu.ties for name in tie}
     units = []
     for names in dict.fromkeys(owner.get(name, (name,)) for name in menu.codecs):
         shared = [codec for codec in menu.codecs[names[0]] if all(codec in menu.codecs[name] for name in names)]
         options = [Option(codec, sum(codecs.get(codec).nbytes(shapes[name]) for name in names),
-                          sum(nats[name, codec] for name in names) if nats is not None else 0.0) for codec in shared]
+                          sum(nats[name, codec] for name in names) if nats is not None else 0.0, *running(names, codec))
+                   for codec in shared]
         options.append(Option(None, sum(as_it_is(name) for name in names), 0.0))
         units.append(Unit(names, sum(math.prod(shapes[name]) for name in names), names[0] not in tables, tuple(options)))
     return units
@@ -137,10 +147,11 @@ def check_feasible(budget: Budget, units: Sequence[Unit], checkpoint: Checkpoint
 
 
 def spend(budget: Budget, units: Sequence[Unit], checkpoint: Checkpoint, target: Target, *, nats: float | None = None,
-          ) -> list[Option]:
+          allowance: Allowance | None = None) -> list[Option]:
     """The best options within the budget; the target's exact size is checked, not estimated.
 
-    nats: predicted damage that stands for budget.max_kl. Raises BudgetError naming the smallest feasible size.
+    nats: predicted damage that stands for budget.max_kl. allowance: what stands for its memory and speed. Raises BudgetError
+    naming the smallest feasible size.
     """
     check_feasible(budget, units, checkpoint, target)
     fixed = fixed_bytes(checkpoint, target, units)
@@ -148,10 +159,11 @@ def spend(budget: Budget, units: Sequence[Unit], checkpoint: Checkpoint, target:
     block_bytes = None if budget.bits is None else budget.bits * weights / 8
     size = None if budget.size is None else budget.size - fixed
     while True:
-        options = choose(units, size=size, block_bytes=block_bytes, nats=nats)
+        options = choose(units, size=size, block_bytes=block_bytes, nats=nats, allowance=allowance)
         exact = target.size(checkpoint, plan_of(units, options))
         if budget.size is None or size is None or exact <= budget.size:
-            return _tables_at_the_same_price(units, options) if budget.size is None and nats is None else options
+            alone = budget.size is None and nats is None and allowance is None
+            return _tables_at_the_same_price(units, options) if alone else options
         size -= exact - budget.size
 
 

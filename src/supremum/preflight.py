@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,15 +53,20 @@ def needs(checkpoint: Checkpoint, menu: Menu, shapes: Mapping[str, tuple[int, in
     return Needs(memory, disk)
 
 
-def preflight(checkpoint: Checkpoint, target: Target, budget: Budget, out: Path, menu: Menu,
+def preflight(checkpoint: Checkpoint, target: Target, budgets: Sequence[Budget], out: Path, menu: Menu,
               shapes: Mapping[str, tuple[int, int]], tables: Collection[str], *, tokens: int, blocks: int, item: int,
               ) -> Needs:
-    """Refuse now what could not end well. Raises SupremumError or BudgetError naming the cause and the remedy."""
+    """Refuse now what could not end well. Raises SupremumError or BudgetError naming the cause and the remedy.
+
+    budgets: those of the run, each of which leaves a result.
+    """
     if not any(menu.codecs.values()):
         raise SupremumError(f"{checkpoint.source}: the {target.name} target has no format for any of its layers.",
                             "Choose another --target, or --keep less.")
     if target.name != "archive":  # whose bytes depend on the statistics: fill.py
-        check_feasible(budget, units_of(checkpoint, target, menu, shapes, tables), checkpoint, target)
+        units = units_of(checkpoint, target, menu, shapes, tables)
+        for budget in budgets:
+            check_feasible(budget, units, checkpoint, target)
     wanted = needs(checkpoint, menu, shapes, tables, tokens=tokens, blocks=blocks, item=item)
     free = min(psutil.virtual_memory().available, memory_limit())
     if wanted.memory > free:
@@ -70,7 +75,8 @@ def preflight(checkpoint: Checkpoint, target: Target, budget: Budget, out: Path,
     place = next(parent for parent in (out.resolve(), *out.resolve().parents) if parent.exists())
     work = work_folder(out)  # what an interrupted run left there is part of what this one needs
     disk = shutil.disk_usage(place).free + sum(path.stat().st_size for path in work.rglob("*") if path.is_file())
-    if wanted.disk > disk:
-        raise SupremumError(f"{place}: this run needs about {format_size(wanted.disk)} of disk, {format_size(disk)} is "
-                            "free.", "Free space, or choose another --out.")
+    others = (len(budgets) - 1) * sum(info.nbytes for info in checkpoint.tensors.values())
+    if wanted.disk + others > disk:
+        raise SupremumError(f"{place}: this run needs about {format_size(wanted.disk + others)} of disk, "
+                            f"{format_size(disk)} is free.", "Free space, or choose another --out.")
     return wanted

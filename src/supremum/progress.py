@@ -37,6 +37,16 @@ def keep_timings(file: Path) -> None:
     _kept[:] = [file]
 
 
+def branch_timings(file: Path, shared: tuple[dict[str, float], dict[str, float]]) -> None:
+    """Count one of a run's results by itself: from what `file` holds of it, or from `shared`, (timings, peaks) of the work
+    that all of them rest on."""
+    found = json.loads(file.read_text()) if file.exists() else dict(zip(("timings", "peaks"), shared, strict=True))
+    for mine, kept in ((timings, found["timings"]), (peaks, found["peaks"])):
+        mine.clear()
+        mine.update(kept)
+    _kept[:] = [file]
+
+
 def forget_timings() -> None:
     """A new run begins."""
     timings.clear()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from .allocate import Budget, Option, Unit, frontier
 from .checkpoint.targets import LazyCoded, Target
 from .codecs import Coded
+from .costs import Costs
 from .errors import BudgetError
 from .gather import Gathered
 from .measure import Quality
@@ -20,18 +22,21 @@ from .planning import plan_of, spend
 from .progress import note
 from .solve.candidates import Candidates, load_coded
 from .solve.final import solve_final
+from .swaps import swap
 
 RATIOS = (0.9, 1.0, 1.15)  # of the budget's bytes: the frontier points whose true KL is measured before the plan is made
 ATTEMPTS = 4  # plans tried to meet a largest KL
 
 
 def verify_frontier(gathered: Gathered, units: list[Unit], candidates: Candidates, reference: torch.Tensor,
-                    budget: Budget, kind: Target) -> list[dict[str, Any]]:
+                    budget: Budget, kind: Target, costs: Costs | None = None) -> list[dict[str, Any]]:
     """True KL of a few frontier points, without drift correction: what the prediction is refitted on."""
     def measure() -> list[dict[str, Any]]:
         hull = frontier(units)
-        if budget.size or budget.bits:
-            centre = sum(o.nbytes for o in spend(Budget(budget.size, budget.bits), units, gathered.checkpoint, kind))
+        if budget.size or budget.bits or costs:
+            allowance = costs.allowance(budget) if costs else None
+            centre = sum(o.nbytes for o in spend(replace(budget, max_kl=None), units, gathered.checkpoint, kind,
+                                                 allowance=allowance))
         else:
             wanted = budget.max_kl or 1.0
             centre = sum(o.nbytes for o in min(hull, key=lambda c: abs(math.log(max(_nats(c), 1e-9) / wanted))))
@@ -61,18 +66,26 @@ def correction(points: Sequence[Mapping[str, Any]]) -> float:
 
 
 def reach(gathered: Gathered, units: list[Unit], candidates: Candidates, reference: torch.Tensor, budget: Budget,
-          kind: Target, points: list[dict[str, Any]]) -> tuple[list[Option], LazyCoded, dict[str, Any]]:
-    """Plan, solve and measure; with a largest KL, again with a stricter prediction until the measurement holds."""
-    factor = correction(points)
+          kind: Target, points: list[dict[str, Any]], costs: Costs | None = None,
+          ) -> tuple[list[Option], LazyCoded, dict[str, Any], dict[str, Any] | None]:
+    """Plan, solve and measure; with a largest KL, again with a stricter prediction until the measurement holds.
+
+    costs: what the formats take when they run, where the budget has memory or speed. The last that is returned: what a
+    search for better formats bought, where there was one.
+    """
+    factor, swaps = correction(points), None
     for attempt in range(ATTEMPTS):
         nats = None if budget.max_kl is None else 0.97 * budget.max_kl / factor
+        planned = partial(spend, budget, units, gathered.checkpoint, kind, nats=nats)
         try:
-            chosen = spend(budget, units, gathered.checkpoint, kind, nats=nats)
+            chosen = costs.settle(budget, units, planned, f"{budget.name}/plan{attempt}") if costs else planned()
         except BudgetError as error:
             if budget.max_kl is None:
                 raise
             raise BudgetError(f"KL {budget.max_kl:g} cannot be reached within the other limits: {error.cause}",
                               "Allow more bytes, more bits or more KL.") from error
+        if budget.max_kl is None:
+            chosen, swaps = swap(gathered, kind, budget, units, chosen, candidates, reference, factor * _nats(chosen))
         plan = plan_of(units, chosen)
         folder = f"{budget.name}/solved{attempt}"
         coded = _solve(gathered, plan, candidates, folder)
@@ -80,7 +93,7 @@ def reach(gathered: Gathered, units: list[Unit], candidates: Candidates, referen
             f"{folder}/quality.json",
             partial(lambda coded: _measure(gathered, coded, reference, "measure the result").to_dict(), coded))
         if budget.max_kl is None or quality["kl_mean"] <= budget.max_kl:
-            return chosen, coded, quality
+            return chosen, coded, quality, swaps
         note(f"measured KL {quality['kl_mean']:.4f} is above {budget.max_kl:g}; planning again")
         factor *= 1.03 * quality["kl_mean"] / budget.max_kl
     raise BudgetError(f"KL {budget.max_kl:g} was not reached in {ATTEMPTS} plans (last: {quality['kl_mean']:.4f}).",

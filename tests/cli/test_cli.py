@@ -38,10 +38,14 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Any:
     def no_behaviour(*args: Any, **options: Any) -> Any:
         raise BudgetError("too small.", "Use more.")
 
-    module = SimpleNamespace(Budget=lambda **limits: limits, seen=seen, behaviour=no_behaviour,
+    def budget(*limits: Any) -> dict[str, Any]:
+        return dict(zip(("size", "bits", "max_kl", "memory", "speed"), limits, strict=True))
+
+    module = SimpleNamespace(Budget=budget, seen=seen, behaviour=no_behaviour,
                              optimize=job("optimize"), convert=job("convert"), measure_limits=job("limit"),
                              measure_gap=job("gap"), store_without_loss=job("lossless"))
     monkeypatch.setitem(sys.modules, "supremum.pipeline", module)
+    monkeypatch.setitem(sys.modules, "supremum.frontier", SimpleNamespace(optimize_frontier=job("frontier")))
     return module
 
 
@@ -97,6 +101,10 @@ def test_help_is_fast_and_does_not_import_torch() -> None:
     ["optimize", "demo", "--bits", "nan"], ["optimize", "demo", "--max-kl", "-1"], ["optimize", "demo"],
     ["optimize", "demo", "--size", "60MB", "--target", "tape"],
     ["optimize", "demo", "--lossless", "--bits", "3"], ["evaluate"], ["convert", "demo"],
+    ["optimize", "demo", "--frontier", "--bits", "3"], ["optimize", "demo", "--frontier", "--lossless"],
+    ["optimize", "demo", "--frontier", "--speed", "2x"], ["optimize", "demo", "--speed", "fast"],
+    ["optimize", "demo", "--speed", "0x"], ["optimize", "demo", "--memory", "much"],
+    ["optimize", "demo", "--frontier", "3,,4"], ["optimize", "demo", "--frontier", "3,40"],
     ["evaluate", "demo", "--tokens", "100", "--length", "512"], ["limit", "demo", "--no-such-flag"],
 ])
 def test_wrong_usage_exits_with_2_and_says_why(words: list[str], engine: Any) -> None:
@@ -109,11 +117,29 @@ def test_wrong_usage_exits_with_2_and_says_why(words: list[str], engine: Any) ->
 def test_the_budget_reaches_the_engine_in_bytes(engine: Any) -> None:
     CliRunner().invoke(app, ["optimize", "models/llama", "--size", "60MB", "--max-kl", "0.05", "--keep", "head",
                              "--keep", "embed", "--only", "Q4_0", "--fresh", "--seed", "7", "--text", "a.txt",
-                             "--dtype", "float32"])
+                             "--dtype", "float32", "--memory", "200MB", "--speed", "2x"])
     (model, budget), options = engine.seen["optimize"]
-    assert model == "models/llama" and budget == {"size": 60_000_000, "bits": None, "max_kl": 0.05}
+    assert model == "models/llama" and budget == {"size": 60_000_000, "bits": None, "max_kl": 0.05, "memory": 200_000_000,
+                                                  "speed": "2x"}
     assert options == {"target": "gguf", "text": ["a.txt"], "tokens": None, "out": Path("llama-supremum"),
                        "keep": ["head", "embed"], "only": ["Q4_0"], "fresh": True, "seed": 7, "dtype": "float32"}
+
+
+@pytest.mark.parametrize(("words", "bits"), [
+    (["demo", "--frontier"], None), (["--frontier", "demo"], None), (["demo", "--frontier", "--seed", "0"], None),
+    (["demo", "--frontier", "2.5,3,4"], [2.5, 3, 4]), (["--frontier=3", "demo"], [3]), (["--frontier", "3.5", "demo"], [3.5]),
+])
+def test_a_frontier_has_its_own_points_or_the_usual_ones(words: list[str], bits: list[float] | None, engine: Any) -> None:
+    CliRunner().invoke(app, ["optimize", *words, "--target", "archive"])
+    (model, found), options = engine.seen["frontier"]
+    assert (model, found, options["target"]) == ("demo", bits, "archive") and "optimize" not in engine.seen
+
+
+def test_help_names_the_points_of_a_frontier() -> None:
+    from supremum.frontier import BITS
+    shown = ANSI.sub("", CliRunner().invoke(app, ["optimize", "--help"]).stdout)
+    shown = " ".join(word for word in shown.split() if word.isascii())
+    assert ",".join(f"{bits:g}" for bits in BITS) in shown.replace(", ", ",")
 
 
 def test_a_failure_is_one_line_with_its_remedy_and_exit_1(engine: Any) -> None:

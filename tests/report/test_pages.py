@@ -14,10 +14,12 @@ import pytest
 from plotly.offline import get_plotlyjs
 from report_sample import build
 
+from supremum.errors import StateError
 from supremum.report import write_report
 from supremum.report.card import card
 from supremum.report.charts import charts, place_of
-from supremum.report.html import page, script_json
+from supremum.report.frontier import FILE, assemble_frontier, frontier_lines, read_frontier, write_frontier
+from supremum.report.html import frontier_page, page, script_json
 from supremum.report.terminal import result_lines
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'`&<!--\x1b[31m"
@@ -204,3 +206,35 @@ def test_the_card_of_compressed_tensors_names_only_what_runs_it(architecture, co
     document["plan"] = [{**document["plan"][0], "codec": codec} for codec in codecs]
     assert f'model = {loader}.from_pretrained(".")' in card(document)
     assert ("vllm serve ." in card(document)) == vllm
+
+
+def frontier(documents: list[Any]) -> Any:
+    return assemble_frontier([(3.0 + i, document) for i, document in enumerate(documents)], [(2.0, "too few " + HOSTILE)],
+                             command="supremum " + HOSTILE, asked=[2.0, 3.0, 4.0])
+
+
+def test_a_frontier_is_drawn_from_its_points_and_hostile_text_stays_text(tmp_path: Path) -> None:
+    better = build()
+    better["result"]["measured"]["kl_mean"] /= 4
+    better["frontier"][0]["bytes"] -= 1000  # of the limit's first point: fewer bytes outside the blocks
+    found = frontier([build(), better])
+    assert [point["kl"] for point in found["frontier"] if point["kind"] == "measured"] == [0.0654, 0.0654 / 4]
+    assert found["frontier"][0]["bytes"] == better["frontier"][0]["bytes"]
+    write_frontier(found, tmp_path)
+    assert read_frontier(tmp_path) == found
+    assert all(len(line) <= 80 for line in frontier_lines(found, Path("points")))
+    dirty = Elements(frontier_page(frontier([hostile(build()), hostile(better)])))
+    clean = Elements((tmp_path / "frontier.html").read_text())
+    assert len(dirty.scripts) == len(clean.scripts) == 3
+    assert {tag for tag, _ in dirty.tags} == {tag for tag, _ in clean.tags}
+    assert [a["href"] for tag, a in dirty.tags if tag == "a"] == ["#main", "./3/report.html", "./4/report.html"]
+    assert "<img" not in dirty.scripts[0] and "//" not in (tmp_path / "frontier.html").read_text().replace(
+        get_plotlyjs(), "").replace("// Draws the figures", "")
+
+
+def test_a_damaged_frontier_is_refused(tmp_path: Path) -> None:
+    write_frontier(frontier([build()]), tmp_path)
+    for text, message in (("{", "not valid JSON"), (json.dumps({"schema": "x"}), "is missing")):
+        (tmp_path / FILE).write_text(text)
+        with pytest.raises(StateError, match=message):
+            read_frontier(tmp_path)

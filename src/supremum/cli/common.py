@@ -7,6 +7,7 @@ import functools
 import inspect
 import json
 import os
+import re
 import sys
 import traceback
 import warnings
@@ -43,6 +44,13 @@ def size_option(text: str) -> int:
         return parse_size(text)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
+
+
+def speed_option(text: str) -> str:
+    """"2x" or "150", looked at; wrong input is wrong usage (exit 2)."""
+    if not re.fullmatch(r"(?=.*[1-9])\d+(\.\d+)?x?", text):
+        raise typer.BadParameter(f"{text!r} is no speed; write it like 2x (times the original's) or 150 (tokens/s)")
+    return text
 
 
 def target_option(text: str) -> str:

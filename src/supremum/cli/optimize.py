@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from .common import Debug, Dtype, Json, Model, Precision, Result, Seed, Target, Text, size_option, verb
+from .bare import DEFAULT, bits_option
+from .common import Debug, Dtype, Json, Model, Precision, Result, Seed, Target, Text, size_option, speed_option, verb
 
 
 @verb("""
@@ -17,6 +18,9 @@ from .common import Debug, Dtype, Json, Model, Precision, Result, Seed, Target, 
     supremum optimize models/llama --bits 5 --only Q4_0 --only Q8_0
     supremum optimize models/llama --max-kl 0.05 --size 900MB --keep lm_head
     supremum optimize models/llama --bits 3 --target archive --out archived
+    supremum optimize models/llama --speed 2x --memory 900MB
+    supremum optimize models/llama --frontier --out points
+    supremum optimize demo --frontier 2.5,3,4 --target archive
     supremum optimize models/llama --lossless --out lossless
 """, resumable=True)
 def optimize(
@@ -27,6 +31,16 @@ def optimize(
         "--bits", min=1, max=16, help="Bits a weight of the blocks' linear layers, scales included.")] = None,
     max_kl: Annotated[float | None, typer.Option(
         "--max-kl", metavar="NATS", help="Largest KL from the original, nats a token; the smallest such file.")] = None,
+    memory: Annotated[int | None, typer.Option(
+        "--memory", parser=size_option, metavar="SIZE",
+        help="Largest resident memory of llama.cpp with a cache of 1024 tokens, measured here.")] = None,
+    speed: Annotated[str | None, typer.Option(
+        "--speed", metavar="2x|TOKENS", parser=speed_option,
+        help="Least speed of writing in llama.cpp, measured here: times the original's, or tokens a second.")] = None,
+    frontier: Annotated[str | None, typer.Option(
+        "--frontier", metavar="[BITS,...]", parser=bits_option,
+        help="Instead of one budget: a finished folder for each of these bits a weight, and their curve; without a list "
+             "2.25,2.5,3,3.5,4,5,6,8, as far as the target reaches.")] = None,
     lossless: Annotated[bool, typer.Option(
         "--lossless", help="No budget: an archive of the bfloat16 weights to the bit, in about two thirds of their bytes.",
     )] = False,
@@ -48,20 +62,33 @@ def optimize(
 ) -> Result:
     """Compress MODEL to a budget: the format of every layer is chosen by its damage, and the result is proved.
 
-    Give one of --size, --bits and --max-kl, or several: all of them hold. Or --lossless.
-    The folder holds the model, supremum.json, report.html and a model card.
+    Give one of --size, --bits, --max-kl, --memory and --speed, or several: all of them hold. Or --frontier, or --lossless.
+    The folder holds the model, supremum.json, report.html and a model card; of a frontier, one such folder a point.
     """
     folder = out or Path(f"{Path(model).name.removesuffix('.gguf')}-supremum")
+    budget = any(value is not None for value in (size, bits, max_kl, memory, speed))
+    if frontier is not None:
+        if budget or lossless:
+            raise typer.BadParameter("--frontier takes no other budget")
+        from ..frontier import optimize_frontier
+        from ..report.frontier import show_frontier
+
+        points = optimize_frontier(
+            model, None if frontier == DEFAULT else [float(word) for word in frontier.split(",")], target=target,
+            text=text or [], tokens=tokens, out=folder, keep=keep or [], only=only or [], fresh=fresh, seed=seed,
+            dtype=dtype.value)
+        return points.frontier, lambda: show_frontier(points.frontier, points.folder)
     if lossless:
-        if (size, bits, max_kl) != (None, None, None):
+        if budget:
             raise typer.BadParameter("--lossless takes no budget")
         from ..pipeline import store_without_loss
 
         stored = store_without_loss(model, folder, fresh=fresh)
         return stored, lambda: print(f"Written: {stored['path']}, {stored['bytes']} bytes of weights, "
                                      f"{stored['bits_per_weight']:.2f} bits a weight")
-    if size is None and bits is None and max_kl is None:
-        raise typer.BadParameter("give a budget: --size 75MB, --bits 3.5 or --max-kl 0.05 (or several)")
+    if not budget:
+        raise typer.BadParameter("give a budget: --size 75MB, --bits 3.5, --max-kl 0.05, --memory 200MB or --speed 2x (or "
+                                 "several), or --frontier")
     if max_kl is not None and not 0 < max_kl < 10:
         raise typer.BadParameter(f"--max-kl {max_kl} is not a number of nats between 0 and 10; 0.05 is a good start")
 
@@ -69,6 +96,6 @@ def optimize(
     from ..pipeline import optimize as run
     from ..report.terminal import show_result
 
-    result = run(model, Budget(size=size, bits=bits, max_kl=max_kl), target=target, text=text or [],
+    result = run(model, Budget(size, bits, max_kl, memory, speed), target=target, text=text or [],
                  tokens=tokens, out=folder, keep=keep or [], only=only or [], fresh=fresh, seed=seed, dtype=dtype.value)
     return result.document, lambda: show_result(result.document, result.folder)

@@ -19,12 +19,17 @@ def report(
     as_json: Json = False,
     debug: Debug = False,
 ) -> Result:
-    """Show a finished run again and rewrite its report.html and README.md from supremum.json."""
+    """Show a finished run again and rewrite its report.html and README.md from supremum.json; of a frontier, its page."""
     from ..report import read_document, write_report
+    from ..report.frontier import FILE, read_frontier, show_frontier, write_frontier
     from ..report.terminal import show_result
 
     if folder.is_file():
         folder = folder.parent
+    if (folder / FILE).exists():
+        frontier = read_frontier(folder)
+        write_frontier(frontier, folder)
+        return frontier, lambda: show_frontier(frontier, folder)
     document = read_document(folder)
     write_report(document, folder)
     return document, lambda: show_result(document, folder)

@@ -39,26 +39,41 @@ def final_hidden(stream: BlockStream, windows_NT: Tensor) -> Tensor:
 def streamed_quality(stream: BlockStream, windows_NT: Tensor, reference_NTd: Tensor, replaced: Replaced,
                      name: str = "measure") -> Quality:
     """KL and perplexity of the model with replaced weights; `reference_NTd`: the original's `final_hidden`."""
+    with phase(name), replacing(stream, replaced), torch.no_grad():
+        candidate_NTd = final_hidden(stream, windows_NT)
+        if objective(type(stream.model).__name__) == "none":
+            return summarise_features(_features(stream, reference_NTd, candidate_NTd))
+        return _compared(stream, windows_NT, reference_NTd, candidate_NTd).quality()
+
+
+def window_kl(stream: BlockStream, windows_NT: Tensor, reference_NTd: Tensor, candidate_NTd: Tensor) -> Tensor:
+    """Mean KL (N,) of each window, float64; `candidate_NTd`: hidden states after the last block. Whatever the stream has
+    replaced in its head counts."""
+    if objective(type(stream.model).__name__) == "none":
+        found = _features(stream, reference_NTd, candidate_NTd)
+    else:
+        scores = _compared(stream, windows_NT, reference_NTd, candidate_NTd).scores
+        found = [score.kl for score in scores if score.kl is not None]
+    return torch.stack([kl_T.double().mean() for kl_T in found])
+
+
+def _compared(stream: BlockStream, windows_NT: Tensor, reference_NTd: Tensor, candidate_NTd: Tensor) -> Comparison:
     original = BlockStream(stream.checkpoint, dtype=stream.dtype)
     goal = objective(type(stream.model).__name__)
     comparison = Comparison(goal)
-    with phase(name), replacing(stream, replaced), torch.no_grad():
-        candidate_NTd = final_hidden(stream, windows_NT)
-        if goal == "none":
-            return _features(original, stream, reference_NTd, candidate_NTd)
-        with original.head() as head_p, stream.head() as head_q:
-            for n, window_T in enumerate(windows_NT):
-                p_TV, q_TV = head_p(reference_NTd[n:n + 1])[0], head_q(candidate_NTd[n:n + 1])[0]
-                if goal == "next":
-                    p_TV, q_TV, window_T = p_TV[:-1], q_TV[:-1], window_T[1:]
-                comparison.add(p_TV, q_TV, window_T)
-    return comparison.quality()
+    with original.head() as head_p, stream.head() as head_q:
+        for n, window_T in enumerate(windows_NT):
+            p_TV, q_TV = head_p(reference_NTd[n:n + 1])[0], head_q(candidate_NTd[n:n + 1])[0]
+            if goal == "next":
+                p_TV, q_TV, window_T = p_TV[:-1], q_TV[:-1], window_T[1:]
+            comparison.add(p_TV, q_TV, window_T)
+    return comparison
 
 
-def _features(original: BlockStream, stream: BlockStream, reference_NTd: Tensor, candidate_NTd: Tensor) -> Quality:
-    """Of a model that ends in hidden states: `feature_kl` under the variance of the original's features."""
+def _features(stream: BlockStream, reference_NTd: Tensor, candidate_NTd: Tensor) -> list[Tensor]:
+    """Of a model that ends in hidden states: `feature_kl` of each window under the variance of the original's features."""
+    original = BlockStream(stream.checkpoint, dtype=stream.dtype)
     with original.head() as head_p, stream.head() as head_q:
         p_NTD = torch.cat([head_p(reference_NTd[part]) for part in batches(reference_NTd)]).float()
         variance_D = p_NTD.flatten(0, 1).var(0, unbiased=False)
-        return summarise_features([feature_kl(p_TD, head_q(candidate_NTd[n:n + 1])[0], variance_D)
-                                   for n, p_TD in enumerate(p_NTD)])
+        return [feature_kl(p_TD, head_q(candidate_NTd[n:n + 1])[0], variance_D) for n, p_TD in enumerate(p_NTD)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from ..plain import plain
 from ..planning import Reached, block_rate, reason
 from ..progress import peaks, timings
 from ..reach import correction
+from ..runtime import capabilities
 from ..versions import version_of
 from .document import SCHEMA, Document
 
@@ -26,8 +28,8 @@ PACKAGES = ("torch", "transformers", "gguf", "safetensors", "compressed-tensors"
 
 def assemble(gathered: Gathered, target: Target, budget: Budget, reached: Reached, *, proof: Mapping[str, Any],
              bounds: Limits, written: Path, samples: Sequence[Mapping[str, Any]], inputs: Mapping[str, Any], command: str,
-             ) -> Document:
-    """The whole document. inputs: what makes two runs the same."""
+             running: Sequence[Mapping[str, Any]] = ()) -> Document:
+    """The whole document. inputs: what makes two runs the same. running: budgets of the running file, in words."""
     checkpoint, units, chosen, points, size = gathered.checkpoint, reached.units, reached.chosen, reached.points, reached.size
     measured: Mapping[str, Any] = reached.measured
     block_weights, bits = block_rate(units, chosen)
@@ -50,7 +52,7 @@ def assemble(gathered: Gathered, target: Target, budget: Budget, reached: Reache
         "versions": {"python": platform.python_version()} | {p: v for p in PACKAGES if (v := version_of(p))},
         "machine": machine(),
         "limits": bounds.to_dict(),
-        "budget": {"size": budget.size, "bits": budget.bits, "max_kl": budget.max_kl},
+        "budget": asdict(budget),
         "plan": _layers(gathered, units, chosen, curve, kl),
         "frontier": _frontier(units, points, curve, block_weights, fixed, tables_bytes, factor,
                               {"bits": bits, "bytes": size, "kl": kl}),
@@ -58,13 +60,25 @@ def assemble(gathered: Gathered, target: Target, budget: Budget, reached: Reache
                    "budget_bytes": budget.size, "bits_per_weight": bits, "predicted_kl": predicted,
                    "measured": dict(measured), "limit_kl": curve.kl_at_bits(bits),
                    "limit_bits": curve.bits_at_kl(kl) if kl else None,
-                   "gap_bits": curve.gap_bits(bits, kl) if kl else None},
+                   "gap_bits": curve.gap_bits(bits, kl) if kl else None, "running": list(running),
+                   "swaps": reached.swaps},
         "proof": dict(proof),
         "phases": [{"name": name, "seconds": seconds, "peak_rss_mb": peaks.get(name)} for name, seconds in timings.items()],
         "samples": list(samples),
-        "assumptions": list(bounds.information.assumptions),
+        "assumptions": [*bounds.information.assumptions, *_when_it_runs(target), *_when_swapped(reached.swaps)],
     })
     return document
+
+
+def _when_it_runs(target: Target) -> list[str]:
+    engine = capabilities(target.runtime)
+    return [] if engine.compressed else [f"{engine.title} decodes the weights to floats as it loads them: the file is "
+                                         "smaller, its memory and its speed there are the original's"]
+
+
+def _when_swapped(swaps: Mapping[str, Any] | None) -> list[str]:
+    return [f"{swaps['accepted']} of {swaps['trials']} swaps of formats were accepted by their KL on the held-out text "
+            "itself, which flatters the KL reported on it"] if swaps and swaps["accepted"] else []
 
 
 def machine() -> dict[str, Any]:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import html
 import math
 import re
+from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -18,6 +20,7 @@ from .document import Document, Layer, Point
 from .theme import GRID, Figure, layout
 from .words import figure, percent
 
+MB = 1e-6  # of a byte
 HEAT = [[0, "heat(0)"], [0.25, "heat(0.25)"], [0.5, "heat(0.5)"], [0.75, "heat(0.75)"], [1, "heat(1)"]]
 STYLES: dict[str, dict[str, Any]] = {
     "limit": {"name": "limit", "mode": "lines", "line": {"color": "var(--limit)", "width": 2.5}},
@@ -41,16 +44,27 @@ def charts(document: Document) -> dict[str, dict[str, Figure]]:
 
 def frontier(document: Document, axis: str) -> Figure:
     """KL (log) against bits or megabytes: limit, prediction, measurements, the file itself and its gap to the limit."""
-    scale = 1e-6 if axis == "bytes" else 1.0
-
-    def place(point: Any) -> float | None:
-        return None if point[axis] is None else point[axis] * scale
-
-    points = [p for p in document["frontier"] if place(p) is not None and p["kl"] > 0]
     result = document["result"]
     kl = result["measured"]["kl_mean"]
-    here = {"x": result["bytes"] * scale if axis == "bytes" else result["bits_per_weight"], "y": kl or 0.0}
-    data = []
+    here = {"x": result["bytes"] * MB if axis == "bytes" else result["bits_per_weight"], "y": kl or 0.0}
+    figure_ = curves(document["frontier"], axis, [here])
+    figure_["data"].append({
+        "type": "scatter", "mode": "markers", "name": "this file", "x": [here["x"]], "y": [kl],
+        "marker": {"symbol": "star", "size": 18, "color": "var(--accent)", "line": {"color": "var(--paper)", "width": 1.5}},
+        "error_y": {"type": "constant", "value": 2 * (result["measured"]["kl_se"] or 0), "color": "var(--accent)"},
+        "hovertemplate": f"this file<br>{html.escape(format_size(result['bytes']))}, "
+                         f"{figure(result['bits_per_weight'])} bits<br>KL %{{y:.3~g}}<extra></extra>"})
+    limit = [p for p in document["frontier"] if p["kind"] == "limit" and _place(axis, p) is not None and p["kl"] > 0]
+    _mark_gap(figure_["layout"], here, limit, partial(_place, axis), result["gap_bits"])
+    return figure_
+
+
+def curves(points: Sequence[Point], axis: str, also: Sequence[dict[str, float]] = ()) -> Figure:
+    """Limit, prediction and measurements of `points`, KL (log) against `axis`, "bits" or "bytes" (in MB). also: further
+    points that must lie within the frame."""
+    place = partial(_place, axis)
+    points = [p for p in points if place(p) is not None and p["kl"] > 0]
+    data: list[Figure] = []
     for kind, style in STYLES.items():
         chosen = sorted((p for p in points if p["kind"] == kind), key=lambda p: place(p) or 0.0)
         if chosen:
@@ -60,16 +74,9 @@ def frontier(document: Document, axis: str) -> Figure:
                                           "<br>KL %{y:.3~g}<extra></extra>"})
             if kind == "limit":
                 data[-1].update(fill="tozeroy", fillcolor="var(--impossible)")
-    data.append({"type": "scatter", "mode": "markers", "name": "this file", "x": [here["x"]], "y": [kl],
-                 "marker": {"symbol": "star", "size": 18, "color": "var(--accent)",
-                            "line": {"color": "var(--paper)", "width": 1.5}},
-                 "error_y": {"type": "constant", "value": 2 * (result["measured"]["kl_se"] or 0),
-                             "color": "var(--accent)"},
-                 "hovertemplate": f"this file<br>{html.escape(format_size(result['bytes']))}, "
-                                  f"{figure(result['bits_per_weight'])} bits<br>KL %{{y:.3~g}}<extra></extra>"})
     others = [p for p in points if p["kind"] != "limit"]
-    xs = [x for x in (place(p) for p in others) if x is not None] + [here["x"]]
-    ys = [p["kl"] for p in others] + ([here["y"]] if here["y"] > 0 else [])
+    xs = [x for x in (place(p) for p in others) if x is not None] + [here["x"] for here in also]
+    ys = [p["kl"] for p in others] + [here["y"] for here in also if here["y"] > 0]
     margin = 0.08 * (max(xs) - min(xs)) + 0.03 * max(xs)
     frame = layout(
         xaxis={"title": {"text": "size of the file, MB" if axis == "bytes" else "bits a weight"},
@@ -80,8 +87,12 @@ def frontier(document: Document, axis: str) -> Figure:
             {"xref": "paper", "yref": "paper", "x": 0.01, "y": 0.03, "xanchor": "left", "yanchor": "bottom",
              "text": "no code of these weights lies here", "showarrow": False,
              "font": {"color": "var(--soft)", "size": 12}}] if any(p["kind"] == "limit" for p in points) else [])
-    _mark_gap(frame, here, [p for p in points if p["kind"] == "limit"], place, result["gap_bits"])
     return {"data": data, "layout": frame}
+
+
+def _place(axis: str, point: Any) -> float | None:
+    """Where a point lies on the axis."""
+    return None if point[axis] is None else point[axis] * (MB if axis == "bytes" else 1.0)
 
 
 def _mark_gap(frame: Figure, here: dict[str, float], limit: list[Point], place: Any, gap: float | None) -> None:

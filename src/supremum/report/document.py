@@ -53,10 +53,26 @@ class Machine(TypedDict):
     os: str
 
 
-class BudgetSection(TypedDict):
+class Budgets(TypedDict):
     size: int | None
     bits: Number
     max_kl: Number
+
+
+class BudgetSection(Budgets, total=False):
+    memory: int | None
+    speed: str | None
+
+
+class Running(TypedDict):
+    """A budget of the running file, in words: what was asked for, and what both files do on this machine."""
+
+    name: str  # "memory", "speed"
+    asked: str
+    reached: str
+    original: str
+    held: bool
+    note: str
 
 
 class Layer(TypedDict):
@@ -100,7 +116,7 @@ class Measured(TypedDict):
     windows: int
 
 
-class ResultSection(TypedDict):
+class ResultBase(TypedDict):
     target: str
     file: str  # what the runtime opens, relative to the folder
     bytes: int
@@ -111,6 +127,21 @@ class ResultSection(TypedDict):
     limit_kl: Number  # least KL of any code of these bits
     limit_bits: Number  # least bits of any code of this KL
     gap_bits: Number
+
+
+class Swaps(TypedDict):
+    """A search for better formats by true KL on the held-out text, before the final solve."""
+
+    trials: int
+    accepted: int
+    kl_before: float
+    kl_after: float
+    seconds: float
+
+
+class ResultSection(ResultBase, total=False):
+    running: list[Running]
+    swaps: Swaps | None
 
 
 class Proof(TypedDict):
@@ -168,7 +199,7 @@ def validate(document: Any, source: str = FILE) -> Document:
     if document["schema"] != SCHEMA:
         raise StateError(f"{source}: has schema {str(document['schema'])[:40]!r}, this version reads {SCHEMA!r}.",
                          "Use the version of Supremum that wrote it, or run `supremum optimize` again.")
-    wrong = _mismatch(document, Document, "")
+    wrong = mismatch(document, Document, "")
     if wrong:
         raise StateError(f"{source}: {wrong}.", "The file was edited or damaged; run `supremum optimize` again.")
     return typing.cast(Document, document)
@@ -193,13 +224,13 @@ def encode(document: Document) -> bytes:
     return (json.dumps(clean, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
-def _mismatch(value: Any, wanted: Any, path: str) -> str | None:
+def mismatch(value: Any, wanted: Any, path: str) -> str | None:
     """What is wrong with `value` as a `wanted`, or None."""
     origin = get_origin(wanted)
     if wanted is Any:
         return None
     if origin in (Union, types.UnionType):
-        wrongs = [_mismatch(value, option, path) for option in get_args(wanted)]
+        wrongs = [mismatch(value, option, path) for option in get_args(wanted)]
         return None if None in wrongs else wrongs[0]
     if origin is Literal:
         return None if value in get_args(wanted) else f"{path} is {str(value)[:40]!r}, not one of {get_args(wanted)}"
@@ -208,19 +239,20 @@ def _mismatch(value: Any, wanted: Any, path: str) -> str | None:
             return f"{path} is not an object"
         for key, hint in get_type_hints(wanted).items():
             where = f"{path}.{key}".lstrip(".")
-            wrong = _mismatch(value[key], hint, where) if key in value else f"{where} is missing"
+            wrong = mismatch(value[key], hint, where) if key in value else \
+                f"{where} is missing" if key in wanted.__required_keys__ else None
             if wrong:
                 return wrong
         return None
     if origin is list:
         if not isinstance(value, list):
             return f"{path} is not a list"
-        items = (_mismatch(item, get_args(wanted)[0], f"{path}[{i}]") for i, item in enumerate(value))
+        items = (mismatch(item, get_args(wanted)[0], f"{path}[{i}]") for i, item in enumerate(value))
         return next((wrong for wrong in items if wrong), None)
     if origin is dict:
         if not isinstance(value, dict):
             return f"{path} is not an object"
-        items = (_mismatch(item, get_args(wanted)[1], f"{path}.{key}") for key, item in value.items())
+        items = (mismatch(item, get_args(wanted)[1], f"{path}.{key}") for key, item in value.items())
         return next((wrong for wrong in items if wrong), None)
     if wanted is float:
         ok = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,6 +1,6 @@
-"""report.html: one self-contained page, drawn from supremum.json alone.
+"""report.html and frontier.html: self-contained pages, drawn from supremum.json and frontier.json alone.
 
-Model names, reasons and generated text are hostile input. Jinja escapes all text, JSON in the page has no "<", and the
+Model names, reasons and generated text are hostile input. Jinja escapes all text, JSON in a page has no "<", and each
 page's Content-Security-Policy allows the two scripts written here by their hashes and forbids every network load.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+from collections.abc import Mapping
 from importlib.resources import files
 from typing import Any
 
@@ -20,13 +21,34 @@ from ..plain import plain
 from ..sizes import format_size
 from . import words
 from .ceilings import assumptions, tables
-from .charts import charts
+from .charts import charts, curves
 from .document import Document
+from .frontier import Frontier
+from .theme import Figure
 
 
 def page(document: Document) -> str:
-    """The page's HTML."""
-    figures = charts(document)
+    """The page of one run."""
+    return _render(
+        "page.html", charts(document), d=document, headline=words.headline(document),
+        verdict=words.verdict(document), facts=words.facts(document), seconds=words.seconds,
+        before=format_size(document["inputs"]["bytes"]), after=format_size(document["result"]["bytes"]),
+        samples=_samples(document), agreement=words.agreement(document), speeds=words.speeds(document),
+        runtime=words.runtime(document), tables=tables(document["limits"]), assumptions=assumptions(document),
+        origins=_origins(document), total=sum(phase["seconds"] for phase in document["phases"]),
+        longest=max((phase["seconds"] for phase in document["phases"]), default=0) or 1)
+
+
+def frontier_page(frontier: Frontier) -> str:
+    """The page of several points: the curves, and a table with a link to each point's own page."""
+    sizes = [row["bytes"] for row in frontier["points"]]
+    figures = {"frontier": {"bits": curves(frontier["frontier"], "bits"), "size": curves(frontier["frontier"], "bytes")}}
+    return _render("frontier.html", figures, d=frontier, smallest=format_size(min(sizes)), largest=format_size(max(sizes)),
+                   plus_minus=words.plus_minus, proved=all(row["passed"] for row in frontier["points"]))
+
+
+def _render(template: str, figures: Mapping[str, Mapping[str, Figure]], **values: Any) -> str:
+    """A template with what every page holds: style, scripts, figures, and the policy that allows no others."""
     plotly, script = get_plotlyjs(), _asset("script.js")
     policy = "; ".join(("default-src 'none'", "style-src 'unsafe-inline'", "img-src data: blob:",
                         f"script-src {_hash(plotly)} {_hash(script)}", "base-uri 'none'", "form-action 'none'"))
@@ -36,16 +58,10 @@ def page(document: Document) -> str:
                       empty=not figures[name]) if figures[name] or wide else Markup("")
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(_asset("page.html")).render(
-        d=document, policy=policy, css=Markup(_asset("style.css")), plotly=Markup(plotly), script=Markup(script),
-        figures=Markup(script_json(figures)), chart=chart, headline=words.headline(document),
-        verdict=words.verdict(document), facts=words.facts(document), figure=words.figure, percent=words.percent,
-        seconds=words.seconds, size=format_size, before=format_size(document["inputs"]["bytes"]),
-        after=format_size(document["result"]["bytes"]), samples=_samples(document),
-        agreement=words.agreement(document), speeds=words.speeds(document), runtime=words.runtime(document),
-        tables=tables(document["limits"]), assumptions=assumptions(document), origins=_origins(document),
-        total=sum(phase["seconds"] for phase in document["phases"]),
-        longest=max((phase["seconds"] for phase in document["phases"]), default=0) or 1)
+    return environment.from_string(_asset(template)).render(
+        policy=policy, css=Markup(_asset("style.css")), plotly=Markup(plotly), script=Markup(script),
+        figures=Markup(script_json(figures)), chart=chart, figure=words.figure, percent=words.percent, size=format_size,
+        **values)
 
 
 def script_json(value: Any) -> str:
@@ -102,4 +118,4 @@ def _hash(script: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
 
 
-__all__ = ["page", "script_json"]
+__all__ = ["frontier_page", "page", "script_json"]

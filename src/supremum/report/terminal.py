@@ -27,6 +27,8 @@ def result_lines(document: Document, folder: Path) -> list[str]:
     if result["budget_bytes"]:
         row("  of the budget", "", words.percent(result["bytes"] / result["budget_bytes"]),
             f"budget {format_size(result['budget_bytes'])}")
+    for line in result.get("running", []):
+        row(line["name"], line["original"], line["reached"], f"asked {line['asked']}{'' if line['held'] else ': NOT held'}")
     row("bits a weight", "", words.figure(result["bits_per_weight"]), "layers of the blocks")
     if measured["perplexity"] is not None:
         row("perplexity", words.figure(reference, 4), words.figure(measured["perplexity"], 4),

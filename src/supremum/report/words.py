@@ -63,6 +63,8 @@ def budget(document: Document) -> str:
     parts = [] if given["size"] is None else [f"{format_size(given['size'])}"]
     parts += [] if given["bits"] is None else [f"{figure(given['bits'])} bits a weight"]
     parts += [] if given["max_kl"] is None else [f"KL at most {figure(given['max_kl'])}"]
+    parts += [] if given.get("memory") is None else [f"{format_size(given['memory'] or 0)} of memory"]
+    parts += [] if given.get("speed") is None else [f"speed {given['speed']}"]
     return " and ".join(parts) or "none"
 
 
@@ -74,10 +76,17 @@ def facts(document: Document) -> list[tuple[str, str, str]]:
         ("Size", format_size(result["bytes"]), f"was {format_size(source['bytes'])}, budget {budget(document)}"),
         ("Bits a weight", figure(result["bits_per_weight"]), "linear layers of the blocks, scales included"),
     ]
+    for line in result.get("running", []):
+        rows.append((f"{line['name'].capitalize()} in {runtime(document)}", line["reached"],
+                     f"asked {line['asked']}{'' if line['held'] else ': NOT held'}; was {line['original']}; {line['note']}"))
     if measured["kl_mean"] is not None:
         rows.append(("KL from the original", plus_minus(measured["kl_mean"], measured["kl_se"]),
                      f"nats a token; median {figure(measured['kl_median'])}, "
                      f"99th percentile {figure(measured['kl_p99'])}"))
+    if swaps := result.get("swaps"):
+        rows.append(("Swapped formats", f"{swaps['accepted']} of {swaps['trials']} tried",
+                     f"KL {figure(swaps['kl_before'])} to {figure(swaps['kl_after'])} before the final solve, "
+                     f"in {seconds(swaps['seconds'])}"))
     if measured["same_top"] is not None:
         rows.append(("Same next token", percent(measured["same_top"]),
                      "positions where both models prefer the same token"))

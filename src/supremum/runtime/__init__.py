@@ -28,6 +28,7 @@ class Capabilities:
 
     title: str  # for people: "llama.cpp"
     rounds: bool  # whether it rounds activations, as `rounding` describes
+    compressed: bool  # whether weights stay compressed in its memory
     floor: Tolerance  # what its arithmetic alone may differ from our decoding
 
 

@@ -22,7 +22,8 @@ class LlamaCpp:
     """See `supremum.runtime.Runtime`."""
 
     name = "llama_cpp"
-    capabilities = Capabilities("llama.cpp", rounds=True, floor=Tolerance(kl=1e-3, error=5e-3))  # float16 keys and values
+    capabilities = Capabilities("llama.cpp", rounds=True, compressed=True,
+                                floor=Tolerance(kl=1e-3, error=5e-3))  # float16 keys and values
 
     def __init__(self, path: Path, threads: int = 1, context: int = 1024) -> None:
         """Load a .gguf file. Raises SupremumError if xllamacpp is missing or refuses the file."""

@@ -35,7 +35,7 @@ class Transformers:
     """See `supremum.runtime.Runtime`."""
 
     name = "transformers"
-    capabilities = Capabilities("Transformers", rounds=False, floor=Tolerance(kl=1e-6, error=1e-3))
+    capabilities = Capabilities("Transformers", rounds=False, compressed=False, floor=Tolerance(kl=1e-6, error=1e-3))
 
     def __init__(self, path: Path, threads: int = 1, context: int = 1024) -> None:
         """Load a folder. Raises SupremumError if Transformers refuses it or finds tensors missing or left over."""

@@ -1,0 +1,33 @@
+"""`--frontier` with its list, or without: Typer has no option whose value may be left out."""
+
+from __future__ import annotations
+
+import re
+
+import typer
+from typer.core import TyperCommand
+
+DEFAULT = "default"  # stands for the list that was left out
+
+
+class BareFrontier(TyperCommand):
+    """A command in which `--frontier` alone means `--frontier default`."""
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
+        words = []
+        for word, following in zip(args, [*args[1:], ""], strict=True):
+            words.append(word)
+            if word == "--frontier" and not re.fullmatch(rf"{DEFAULT}|[\d.,]+", following):
+                words.append(DEFAULT)
+        return super().parse_args(ctx, words)
+
+
+def bits_option(text: str) -> str:
+    """A list of bits a weight such as "2.5,3,4", looked at; wrong input is wrong usage (exit 2)."""
+    try:
+        values = [float(word) for word in text.split(",")] if text != DEFAULT else []
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r} is not a list of numbers; write it like 2.5,3,4") from error
+    if any(not 1 <= value <= 16 for value in values):
+        raise typer.BadParameter(f"{text!r}: bits a weight are from 1 to 16")
+    return text
