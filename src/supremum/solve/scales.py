@@ -43,7 +43,7 @@ def _nearest_table(codec: Codec) -> Tensor:
     """Nearest level in each half-unit from the lowest to the highest: levels are whole, so midpoints are multiples of 1/2."""
     assert torch.equal(codec.levels, codec.levels.round())
     centre = torch.arange(float(codec.levels[0]) + 0.25, float(codec.levels[-1]) + 0.5, 0.5)
-    return codec.levels[(centre[:, None] - codec.levels).abs().argmin(1)]
+    return codec.levels[torch.searchsorted((codec.levels[1:] + codec.levels[:-1]) / 2, centre)]
 
 
 def nearest_levels(value: Tensor, codec: Codec) -> Tensor:
