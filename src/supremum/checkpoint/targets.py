@@ -24,6 +24,7 @@ class Target(Protocol):
     name: str  # "gguf", "compressed-tensors"
     runtime: str  # the engine in supremum.runtime that proves the result: "llama_cpp", "transformers"
     menu: tuple[str, ...]  # codecs that allocation chooses from: of all it can hold, those worth their solving time
+    resident: bool  # whether the runtime computes with the stored weights; if not, they save size only
 
     def codecs(self, checkpoint: Any, name: str, shape_OI: tuple[int, int]) -> list[str]:
         """Names of the codecs that the runtime can run for this tensor; empty if it must stay as it is.
@@ -33,6 +34,9 @@ class Target(Protocol):
 
     def ties(self, checkpoint: Any) -> list[list[str]]:
         """Groups of tensor names that must share one codec, because runtimes fuse them."""
+
+    def together(self, names: Collection[str]) -> None:
+        """Raises CheckpointError if the runtime cannot read these codecs in one file."""
 
     def size(self, checkpoint: Any, plan: Mapping[str, str]) -> int:
         """Exact bytes of all files that `write` would make under this plan (tensor name -> codec name)."""

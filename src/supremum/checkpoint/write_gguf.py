@@ -139,6 +139,7 @@ class GGUFTarget:
 
     name = "gguf"
     runtime = "llama_cpp"
+    resident = True
     menu: tuple[str, ...] = ("Q2_K", "Q3_K", "MXFP4", "IQ4_XS", "IQ4_NL", "Q5_0", "Q5_K", "Q5_1", "Q6_K", "Q8_0")
 
     def __init__(self) -> None:
@@ -159,6 +160,9 @@ class GGUFTarget:
     def ties(self, checkpoint: Any) -> list[list[str]]:
         """None: llama.cpp mixes types freely."""
         return []
+
+    def together(self, names: Collection[str]) -> None:
+        """llama.cpp mixes types freely."""
 
     def size(self, checkpoint: Any, plan: Mapping[str, str]) -> int:
         """Bytes of the file; the first call for a checkpoint builds the header once."""
