@@ -111,7 +111,8 @@ class CompressedTensorsTarget:
         if alone and len(set(names)) > 1:
             other = next(name for name in sorted(names) if name != alone[0])
             raise CheckpointError(f"{alone[0]} has zero points, which stock Transformers reads only in a file of one format; "
-                                  f"{other} cannot be beside it.", f"Choose --only {alone[0]}, or formats without zero points.")
+                                  f"{other} cannot be beside it.",
+                                  f"Choose --only {alone[0]}, or formats without zero points.")
 
     def ties(self, checkpoint: Any) -> list[list[str]]:
         """Projections of the same input that runtimes fuse into one matrix."""

@@ -43,7 +43,7 @@ def rounder(codec: str | None) -> Callable[[Tensor], Tensor] | None:
 
 
 def round_inputs(layer: nn.Module, codec: str | None) -> Any:
-    """Make `layer` round its inputs as its codec says; returns the hook, or None. Gradients pass as if nothing was rounded."""
+    """Make `layer` round its inputs as its codec says; returns the hook, or None. Gradients pass as if it did not."""
     apply = rounder(codec)
     if apply is None:
         return None

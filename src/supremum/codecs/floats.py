@@ -11,9 +11,9 @@
     fp8-channel-a8  E4M3   the same; inputs are rounded to E4M3 too                     weight, scale
     fp8-b128        E4M3   bfloat16 for 128 rows and 128 columns                        weight, scale
 
-(https://github.com/vllm-project/compressed-tensors 0.20: compressors/mxfp4, mxfp6, mxfp8, nvfp4 and naive_quantized. It has no
-layout for E3M2 and E5M2.) Levels are q times 2, 8 or 512, so that they are whole. A product of q and a power of two, or of E2M1
-and E4M3, is exact in bfloat16, which the library decodes the microscaling formats and NVFP4 to; fp8 products are exact in
+(https://github.com/vllm-project/compressed-tensors 0.20: compressors/mxfp4, mxfp6, mxfp8, nvfp4, naive_quantized. It has no
+layout for E3M2 and E5M2.) Levels are q times 2, 8 or 512, so that they are whole. A product of q and a power of two, or of
+E2M1 and E4M3, is exact in bfloat16, which the library decodes microscaling formats and NVFP4 to; fp8 products are exact in
 float32 and rounded once by a model in bfloat16. NVFP4's factor for the matrix is free; taken as a power of two it costs no
 precision, since E4M3 is a floating point, and leaves every product exact.
 """

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from .. import __version__, codecs
 from ..allocate import Budget, Option, Unit, frontier
 from ..checkpoint.targets import Target
+from ..codecs.activations import rounder
 from ..gather import Gathered
 from ..limits import Curve, Limits
 from ..limits.topology import processor_name
@@ -18,6 +19,7 @@ from ..plain import plain
 from ..planning import Reached, block_rate, reason
 from ..progress import peaks, timings
 from ..reach import correction
+from ..runtime import capabilities
 from ..versions import version_of
 from .document import SCHEMA, Document
 
@@ -62,9 +64,20 @@ def assemble(gathered: Gathered, target: Target, budget: Budget, reached: Reache
         "proof": dict(proof),
         "phases": [{"name": name, "seconds": seconds, "peak_rss_mb": peaks.get(name)} for name, seconds in timings.items()],
         "samples": list(samples),
-        "assumptions": list(bounds.information.assumptions),
+        "assumptions": [*bounds.information.assumptions, *_remarks(target, {option.codec for option in chosen})],
     })
     return document
+
+
+def _remarks(target: Target, chosen: Collection[str | None]) -> list[str]:
+    """What a reader of the figures should know of the formats."""
+    said = []
+    if not target.resident:
+        said.append(f"Size only: {capabilities(target.runtime).title} decodes the weights to floats before it computes; the "
+                    "format saves bytes on disk, neither memory nor time.")
+    if any(rounder(codec) for codec in chosen):
+        said.append("Layers whose format ends in -a8 round their inputs to 8 bits a token; the measured KL includes that.")
+    return said
 
 
 def machine() -> dict[str, Any]:
