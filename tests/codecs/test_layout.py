@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from compressed_tensors.compressors import BaseCompressor
@@ -184,3 +186,18 @@ def test_rates_count_everything_that_is_written() -> None:
     assert rate("int8-channel-a8", shape) == 8 + 16 / 1024
 
 
+
+
+def test_the_page_of_formats_names_every_codec_and_its_bits() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "formats.md").read_text()
+    named = set()
+    for row in (line.split("|")[1:-1] for line in page.splitlines() if line.startswith("| `")):
+        parts = [word for quoted in row[0].split("`")[1::2] for word in quoted.split()]
+        stems, ends = [part for part in parts if part[0] != "-"], [part for part in parts if part[0] == "-"] or [""]
+        if stems == ["int2", "int8"]:  # "int2 ... int8"
+            stems = [f"int{bits}" for bits in range(2, 9)]
+        names = [stem + end for stem in stems for end in ends]
+        named.update(names)
+        *example, bits = row[3].split()
+        assert float(bits) == round(rate(example[0].strip("`") if example else names[0], (4096, 4096)), 4), row
+    assert named == {codec.name for codec in LAYOUTS}
