@@ -146,6 +146,15 @@ def test_negative_zero_is_zero() -> None:
     assert torch.equal(codec.unpack(tensors, (1, 32))[0], codes_OI)
 
 
+@pytest.mark.parametrize("size", [1e-6, 0.011, 0.44, 0.45, 0.49, 300.0])
+def test_the_largest_nvfp4_scale_is_not_clipped(size: float) -> None:
+    scale_OG = torch.tensor([[size, size / 100]])
+    codec = codecs.get("nvfp4-g16")
+    assert bool(((codec.project(scale_OG, None).scale_OG - scale_OG).abs() <= scale_OG / 16).all())
+    tensors = codec.pack(torch.zeros(1, 32, dtype=torch.uint8), codec.project(scale_OG, None))
+    assert 200 < float(tensors["weight_scale"].float().amax()) <= 448  # the fine end of the range
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_matrices_solved_together_keep_exact_nvfp4_scales(seed: int) -> None:
     """Rows of one projection, cut into matrices: each finds the power of two that holds its own."""

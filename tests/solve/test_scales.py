@@ -141,16 +141,16 @@ def test_weights_too_small_for_a_reciprocal() -> None:
         assert bool(grid.scale_OG.isfinite().all()) and float(grid.scale_OG.abs().max()) < 1e-7
 
 
-@pytest.mark.parametrize("bits", [2, 3])
-def test_zero_points_are_chosen_well(bits: int) -> None:
-    """Within 3 % of the best of all zero points and 400 scales, group by group; rounding the best free offset is not."""
+@pytest.mark.parametrize(("bits", "widest", "slack"), [(2, 0.25, 1.001), (3, 0.12, 1.0025)])
+def test_zero_points_are_chosen_well(bits: int, widest: float, slack: float) -> None:
+    """As near as the grid of trials to the best zero point and scale of each group; found 1.0003 and 1.0014. Scales fitted
+    under a free offset, or an offset rounded to the nearest zero point only, are 1.0013 to 1.011."""
     codec = codecs.get(f"uint{bits}-g32")
     weight_OI = torch.randn(64, 32, generator=torch.Generator().manual_seed(2)) * 0.1
     found = blocks_error(weight_OI, search(weight_OI, torch.ones(32), codec), codec, torch.ones(32))
-    scale_S = torch.linspace(0.02, 1.0, 400) * 0.5
-    trials = [blocks_error(weight_OI, codec.project(torch.full((64, 1), float(s)), torch.full((64, 1), -zero * float(s))),
-                           codec, torch.ones(32)) for s in scale_S for zero in range(2**bits)]
-    assert float(found.sum()) < 1.03 * float(torch.stack(trials).amin(0).sum())
+    trials = [blocks_error(weight_OI, codec.project(torch.full((64, 1), s), torch.full((64, 1), -zero * s)), codec,
+                           torch.ones(32)) for s in torch.linspace(0.01, widest, 200).tolist() for zero in range(2**bits)]
+    assert float(found.sum()) < slack * float(torch.stack(trials).amin(0).sum())
 
 
 def test_rows_of_a_tile_share_a_scale() -> None:
