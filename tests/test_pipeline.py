@@ -18,8 +18,10 @@ import torch
 
 from supremum import Budget, SupremumError, convert, measure_limits, open_checkpoint, optimize, output
 from supremum.errors import BudgetError, StateError
-from supremum.gather import work_folder
+from supremum.gather import HELD_OUT_TOKENS, window_length, work_folder
+from supremum.measure.quality import evaluate
 from supremum.report import read_document
+from supremum.text import calibration_and_held_out
 from supremum.workspace import Workspace
 
 TOKENS = 1024
@@ -77,6 +79,25 @@ def test_compressed_tensors_at_bits(tiny_model, text, tmp_path):
     first = [layer for layer in result.document["plan"] if ".layers.0." in layer["name"]]
     codecs = {layer["name"].split(".")[-2]: layer["codec"] for layer in first}
     assert codecs["q_proj"] == codecs["k_proj"] == codecs["v_proj"] and codecs["gate_proj"] == codecs["up_proj"]
+
+
+@pytest.mark.parametrize(("codec", "bits"), [
+    ("int8-channel-a8", 8.5), *(pytest.param(*case, marks=pytest.mark.slow) for case in (
+        ("fp8-channel-a8", 8.5), ("fp8-b128", 8.5), ("uint2-g64", 2.5), ("nvfp4-g16", 4.7)))])  # fmt: skip
+def test_one_format_and_its_measured_kl_is_that_of_the_file(tiny_model, text, tmp_path, codec, bits):
+    """Inputs that the file's layers round are rounded when the plan is measured, and when the file is."""
+    model = tiny_model("llama", "bfloat16", hidden_size=128, intermediate_size=256)
+    result = run(model, text, tmp_path / "out", Budget(bits=bits), target="compressed-tensors", only=[codec])
+    document, original = result.document, open_checkpoint(model)
+    assert document["proof"]["passed"] and {layer["codec"] for layer in document["plan"]} == {codec, "as it is"}
+    assert any(line.startswith("Size only") for line in document["assumptions"])
+    assert any("-a8" in line for line in document["assumptions"]) == codec.endswith("-a8")
+    length = window_length(original)
+    _, held_out = calibration_and_held_out(original, [text], tokens=TOKENS, held_out_tokens=HELD_OUT_TOKENS, length=length,
+                                           seed=0)
+    found = evaluate(open_checkpoint(tmp_path / "out"), original, held_out)
+    measured = document["result"]["measured"]["kl_mean"]
+    assert found.kl_mean == pytest.approx(measured, rel=0.01 if codec.startswith("uint") else 2e-3)
 
 
 def test_largest_kl_holds(tiny_model, text, tmp_path):

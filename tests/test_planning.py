@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,6 +24,7 @@ class Fake:
 
     name = "gguf"
     menu: tuple[str, ...] = ("Q2_K", "MXFP4", "Q8_0")
+    resident = True
 
     def __init__(self, page: int = 1, table: int = 0, held: Mapping[str, list[str]] | None = None,
                  ties: list[list[str]] | None = None) -> None:
@@ -35,6 +36,8 @@ class Fake:
 
     def ties(self, checkpoint: Any) -> list[list[str]]:
         return self.tied
+
+    def together(self, names: Collection[str]) -> None: ...
 
     def size(self, checkpoint: Any, plan: Mapping[str, str]) -> int:
         tensors = sorted({name for name, _ in self.options})

@@ -79,7 +79,8 @@ def gap_of(gathered: Gathered, file: Checkpoint) -> FileGap:
     reference = final_hidden(gathered.stream, gathered.held_out)
     quality = streamed_quality(gathered.stream, gathered.held_out, reference,
                                lambda name: gathered.weight(name, file) if name in gathered.shapes else
-                               file.read(name) if name in file.tensors else None, "measure the file")
+                               file.read(name) if name in file.tensors else None, "measure the file",
+                               lambda name: file.tensors[name].kind if name in file.tensors else None)
     kl = max(quality.kl_mean or 0.0, 1e-12)
     spectra = list(gathered.spectra())
     nats, feedback = _damage(gathered, file, spectra)

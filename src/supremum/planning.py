@@ -52,7 +52,7 @@ def menu_of(target: Target, checkpoint: Checkpoint, shapes: Mapping[str, tuple[i
     """What each tensor may become. keep: parts of names that stay as they are. only: these codecs instead of the menu.
 
     Of the integer codecs one group size is taken: 64, or the next that divides the row. Raises SupremumError for a name
-    in `only` that the target cannot hold.
+    in `only` that the target cannot hold, or not beside the others.
     """
     held = {name: target.codecs(checkpoint, name, shape) for name, shape in shapes.items()}
     valid = sorted({codec for names in held.values() for codec in names})
@@ -68,6 +68,7 @@ def menu_of(target: Target, checkpoint: Checkpoint, shapes: Mapping[str, tuple[i
             if not only and any(n.endswith(group) for n in names):
                 names = [n for n in names if n.endswith(group)]
         chosen[name] = names
+    target.together({codec for names in chosen.values() for codec in names})
     ties = [[name for name in tie if chosen.get(name)] for tie in target.ties(checkpoint)]
     return Menu(chosen, [tie for tie in ties if len(tie) > 1])
 

@@ -102,7 +102,7 @@ def reach(gathered: Gathered, units: list[Unit], candidates: Candidates, referen
 
 def _measure(gathered: Gathered, coded: LazyCoded, reference: torch.Tensor, name: str) -> Quality:
     return streamed_quality(gathered.stream, gathered.held_out, reference,
-                            lambda tensor: coded[tensor].decode() if tensor in coded else None, name)
+                            lambda tensor: coded[tensor].decode() if tensor in coded else None, name, coded.plan.get)
 
 
 def _candidate(candidates: Candidates, plan: Mapping[str, str], name: str) -> Coded:

@@ -50,6 +50,8 @@ def compress(source: Path, folder: Path, bits: int, group: int | None, symmetric
         if not symmetric:
             tensors[base + "weight_zero_point"] = pack_to_int32(zero, bits, packed_dim=0)
         expected[name] = ((codes.float() - zero.float()[..., None]) * scale.float()[..., None]).view(rows, columns)
+        if not symmetric:  # multiplied in the scales' type
+            expected[name] = expected[name].bfloat16().float()
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     weights = {"num_bits": bits, "type": "int", "symmetric": symmetric, "strategy": "group" if group else "channel"}
     config = json.loads((folder / "config.json").read_text())
@@ -71,7 +73,7 @@ def test_decoding(
     assert checkpoint.format == "compressed-tensors"
     for name, value in expected.items():
         info = checkpoint.tensors[name]
-        assert info.kind == f"int{bits}{'' if symmetric else 'a'}-{f'g{group}' if group else 'channel'}"
+        assert info.kind == f"{'' if symmetric else 'u'}int{bits}-{f'g{group}' if group else 'channel'}"
         read = checkpoint.read(name)
         assert read.dtype == torch.float32 and torch.equal(read, value)
     rows, columns = checkpoint.tensors["model.layers.0.mlp.down_proj.weight"].shape
@@ -131,9 +133,9 @@ def swap(tensors: Tensors, ending: str, value: torch.Tensor) -> Tensors:
 
 CONFIGS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "method": (lambda q: q.update(quant_method="gptq"), "already .gptq"),
-    "format": (lambda q: q.update(format="nvfp4-pack-quantized"), "nvfp4"),
-    "bits": (lambda q: q["config_groups"]["group_0"]["weights"].update(num_bits=3), "declares no weights of 4 bits"),
-    "floats": (lambda q: q["config_groups"]["group_0"]["weights"].update(type="float"), "integer weights"),
+    "format": (lambda q: q.update(format="marlin-24"), "marlin"),
+    "bits": (lambda q: q["config_groups"]["group_0"]["weights"].update(num_bits=3), "declares no weights of int4-g32"),
+    "floats": (lambda q: q["config_groups"]["group_0"]["weights"].update(type="float", num_bits=5), "of a kind"),
     "activations": (lambda q: q["config_groups"]["group_0"].update(input_activations={"num_bits": 8}), "activations"),
     "groups": (lambda q: q.update(config_groups=[]), "config_groups"),
     "cache": (lambda q: q.update(kv_cache_scheme={"num_bits": 8}), "kv_cache_scheme"),

@@ -17,10 +17,13 @@ from supremum import codecs
 from supremum.checkpoint import open_checkpoint, write_compressed_tensors
 from supremum.checkpoint.targets import LazyCoded, target
 from supremum.errors import CheckpointError
+from supremum.planning import menu_of
+from supremum.runtime.transformers import Transformers
 from supremum.solve import nearest
 
 CT = target("compressed-tensors")
 GGUF = target("gguf")
+DOWN = "model.layers.1.mlp.down_proj.weight"
 PROMPT = torch.tensor([[5, 9, 200, 31, 77, 120, 8, 300, 45, 6]])
 
 
@@ -67,6 +70,90 @@ def test_stock_transformers_loads_it(family, codec, tiny_model, tmp_path):
     loaded, report = loader.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
     assert not any(report.values()), report
     torch.testing.assert_close(answers(loaded), answers(decoded(checkpoint, coded)), rtol=1e-5, atol=1e-5)
+
+
+FORMATS = ("uint2-g64", "uint3-g32", "uint4-channel", "uint8-g128", "ternary-g64", "ternary-channel", "int8-channel-a8",
+           "fp8-channel", "fp8-channel-a8", "fp8-b128", "mxfp4-g32", "mxfp6-g32", "mxfp8-g32", "nvfp4-g16")  # fmt: skip
+
+
+@pytest.fixture
+def wider(tiny_model) -> Any:
+    """The tiny Llama with rows of 128 and 384 columns: groups and tiles of 128 fit; those of the keys are not whole."""
+    return open_checkpoint(tiny_model("llama", "bfloat16", hidden_size=128, intermediate_size=384, num_key_value_heads=1))
+
+
+@pytest.mark.parametrize("codec", FORMATS)
+def test_every_format_is_read_as_we_decode_it(codec, wider, tmp_path):
+    """As a user loads it, without a word about types: bit for bit what our reader makes of the same folder."""
+    plan = everywhere(wider, codec)
+    assert len(plan) == 14
+    coded = compress(wider, plan)
+    folder = CT.write(wider, coded, tmp_path / "out")
+    assert total(folder) == CT.size(wider, plan)
+    stock, report = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    assert not any(report.values()), report
+    again = open_checkpoint(folder)
+    assert stock.dtype == torch.bfloat16 and torch.equal(answers(stock), answers(again.model(torch.bfloat16)))
+    for name, value in coded.items():
+        exact = value.decode().bfloat16().float() if codec.startswith("uint") else value.decode()
+        assert torch.equal(again.read(name), exact)
+        assert again.tensors[name].kind == codec.replace("ternary", "int2") and again.tensors[name].nbytes == value.nbytes
+    assert torch.equal(stock.model.layers[1].mlp.down_proj.weight, coded[DOWN].decode().bfloat16())
+
+
+@pytest.mark.parametrize("codec", FORMATS)
+def test_every_format_is_proved(codec, wider, tmp_path):
+    """By the stock runtime in float32, rounding of inputs included."""
+    folder = CT.write(wider, compress(wider, everywhere(wider, codec)), tmp_path / "out")
+    engine = Transformers(folder)
+    tokens = PROMPT[0].tolist()
+    (ids, found), = engine.logprobs(tokens, [len(tokens)], 384)
+    ours = answers(open_checkpoint(folder).model(torch.float32))[0, -1].log_softmax(-1)
+    torch.testing.assert_close(torch.tensor(found), ours[ids], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("codec", ["int8-channel-a8", "fp8-channel-a8"])
+def test_rounded_inputs_change_the_answers(codec, wider, tmp_path):
+    """The same weights without the rounding answer otherwise: what is measured is not the weights alone."""
+    coded = compress(wider, everywhere(wider, codec))
+    folder = CT.write(wider, coded, tmp_path / "out")
+    difference = answers(open_checkpoint(folder).model(torch.float32)) - answers(decoded(wider, coded))
+    assert float(difference.abs().max()) > 1e-4
+
+
+def test_small_floats_of_several_kinds_and_integers_in_one_file(wider, tmp_path):
+    plan, kinds = {}, ("mxfp4-g32", "nvfp4-g16", "mxfp8-g32", "int8-channel-a8", "fp8-channel", "fp8-channel-a8", "int3-g64")
+    for name in everywhere(wider, "int3-g64"):
+        leaf = name.removesuffix("_proj.weight").rpartition(".")[2]
+        plan[name] = dict(zip(("q", "k", "v", "o", "gate", "up", "down"), kinds, strict=True))[leaf]
+    folder = CT.write(wider, compress(wider, plan), tmp_path / "out")
+    assert total(folder) == CT.size(wider, plan)
+    again = open_checkpoint(folder)
+    assert {name: again.tensors[name].kind for name in plan} == plan
+    assert torch.equal(answers(AutoModelForCausalLM.from_pretrained(folder)), answers(again.model(torch.bfloat16)))
+
+
+def test_small_floats_make_a_bfloat16_model_of_any_original(tiny_model, tmp_path):
+    checkpoint = open_checkpoint(tiny_model("llama", "float32"))
+    folder = CT.write(checkpoint, compress(checkpoint, everywhere(checkpoint, "mxfp4-g32")), tmp_path / "out")
+    assert AutoModelForCausalLM.from_pretrained(folder).dtype == torch.bfloat16
+    answers(AutoModelForCausalLM.from_pretrained(folder))
+    assert 'dtype="bfloat16"' in CT.how_to_run("LlamaForCausalLM", {"mxfp4-g32"}, ".")
+    assert "bfloat16" not in CT.how_to_run("LlamaForCausalLM", {"int4-g64"}, ".")
+
+
+def test_zero_points_share_a_file_with_nothing_else(wider, tmp_path):
+    """Stock Transformers would decode every layer by the first scheme."""
+    names = list(everywhere(wider, "uint4-g64"))
+    mixed = dict.fromkeys(names, "uint4-g64") | {names[0]: "int8-g64"}
+    with pytest.raises(CheckpointError, match=r"uint4-g64 has zero points.*int8-g64"):
+        CT.write(wider, compress(wider, mixed), tmp_path / "out")
+    with pytest.raises(CheckpointError, match="zero points"):
+        menu_of(CT, wider, {name: tuple(wider.tensors[name].shape) for name in names}, [], ["uint4-g64", "uint2-g64"])
+    rest = dict.fromkeys(names[1:], "uint4-g64")  # what stays as it is may
+    folder = CT.write(wider, compress(wider, rest), tmp_path / "rest")
+    assert torch.equal(answers(AutoModelForCausalLM.from_pretrained(folder)),
+                       answers(open_checkpoint(folder).model(torch.bfloat16)))
 
 
 def test_mixed_codecs_and_layers_left_alone(tiny_model, tmp_path):
@@ -162,7 +249,10 @@ def test_which_codecs(tiny_model):
     for name in ("model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"):
         assert CT.codecs(checkpoint, name, tuple(checkpoint.tensors[name].shape)) == []
     found = CT.codecs(checkpoint, "model.layers.0.mlp.up_proj.weight", (256, 64))
-    assert found == sorted(f"int{b}-{g}" for b in range(2, 9) for g in ("g32", "g64", "channel"))
+    groups = ("g32", "g64", "channel")
+    assert found == sorted([*(f"int{b}-{g}" for b in range(2, 9) for g in groups), *(f"ternary-{g}" for g in groups),
+                            *(f"uint{b}-{g}" for b in (2, 3, 4, 8) for g in groups), "int8-channel-a8", "fp8-channel",
+                            "fp8-channel-a8", "mxfp4-g32", "mxfp6-g32", "mxfp8-g32", "nvfp4-g16"])  # fmt: skip
     assert ["model.layers.0.self_attn.q_proj.weight", "model.layers.0.self_attn.k_proj.weight",
             "model.layers.0.self_attn.v_proj.weight"] in CT.ties(checkpoint)  # fmt: skip
     assert len(CT.ties(checkpoint)) == 4

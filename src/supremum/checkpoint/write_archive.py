@@ -43,6 +43,9 @@ class ArchiveTarget:
     def ties(self, checkpoint: Any) -> list[list[str]]:
         return []
 
+    def together(self, names: Collection[str]) -> None:
+        """There is one codec only."""
+
     def how_to_run(self, architecture: str, codecs: Collection[str], file: str) -> str:
         """Transformers, with Supremum's decoder."""
         loader = auto_class(architecture)

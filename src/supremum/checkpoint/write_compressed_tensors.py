@@ -4,9 +4,13 @@
     model.safetensors                  or shards of at most 5 GB and model.safetensors.index.json
     tokenizer and generation files     copied from a folder, made from a GGUF
 
-Format (https://github.com/vllm-project/compressed-tensors, `pack-quantized`): weights of linear layers inside the
-blocks become `weight_packed`, `weight_scale`, `weight_shape`; embeddings, heads and norms stay floats. vLLM fuses
-q/k/v and gate/up, so those share a codec (`ties`); its kernels run 4 and 8 bits, Transformers runs 2 to 8.
+Format (https://github.com/vllm-project/compressed-tensors): weights of linear layers inside the blocks become what their
+codec stores (codecs/layout.py: its tensors and its scheme); embeddings, heads and norms stay floats. vLLM fuses q/k/v and
+gate/up, so those share a codec (`ties`). Transformers decodes to floats on the first call, whatever the codec.
+
+Two of its limits (Transformers 5.23, compressed-tensors 0.20) show in config.json. Zero points are read only by its loader
+that decodes at once (`dequantize`), and that takes one scheme for all layers: such a codec cannot share a file with another.
+Microscaling formats and NVFP4 are decoded to bfloat16, so the model must be bfloat16 too, whatever the original was.
 
 Tensors that stay keep their stored precision. From a checkpoint whose tensors were quantised otherwise (GGUF blocks),
 they are stored in the config's 16-bit type, float16 if it names none.
@@ -28,6 +32,7 @@ from transformers import GenerationConfig
 
 from .. import codecs
 from ..codecs import Coded
+from ..codecs.layout import Layout
 from ..errors import CheckpointError
 from ..workspace import write_atomic
 from .architecture import auto_class, objective
@@ -36,8 +41,6 @@ from .safetensors_file import DTYPES
 from .targets import plan_of
 from .write_safetensors import SafetensorsWriter, Spec, measure
 
-CODEC = re.compile(r"int(\d)-(?:g(\d+)|channel)")
-VLLM = re.compile(r"int[48]-(?:g\d+|channel)")  # what vLLM's kernels run
 VERSION = "0.20.0"  # of the layout, as compressed-tensors names it
 SHARD = 5_000_000_000  # bytes
 FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("query", "key", "value"),
@@ -91,7 +94,7 @@ class CompressedTensorsTarget:
         return self._prepared[checkpoint]
 
     def codecs(self, checkpoint: Any, name: str, shape_OI: tuple[int, int]) -> list[str]:
-        """Symmetric integers whose group divides the row, for the linear layers of the blocks."""
+        """Formats whose group divides the row, for the linear layers of the blocks."""
         prepared = self._prepare(checkpoint)
         if not prepared.inner:
             found = checkpoint.config.architectures[0]
@@ -99,7 +102,16 @@ class CompressedTensorsTarget:
                                   "Use --target gguf.")
         if name not in prepared.inner:
             return []
-        return [n for n in codecs.names() if CODEC.fullmatch(n) and codecs.fits(codecs.get(n), shape_OI)]
+        return [n for n in codecs.names() if layout(n) and codecs.fits(codecs.get(n), shape_OI)]
+
+    def together(self, names: Collection[str]) -> None:
+        """See `Target`: zero points share a file with nothing else."""
+        alone = sorted(name for name in names if (kind := layout(name)) and kind.alone)
+        if alone and len(set(names)) > 1:
+            other = next(name for name in sorted(names) if name != alone[0])
+            raise CheckpointError(f"{alone[0]} has zero points, which stock Transformers reads only in a file of one format; "
+                                  f"{other} cannot be beside it.",
+                                  f"Choose --only {alone[0]}, or formats without zero points.")
 
     def ties(self, checkpoint: Any) -> list[list[str]]:
         """Projections of the same input that runtimes fuse into one matrix."""
@@ -120,13 +132,15 @@ class CompressedTensorsTarget:
     def how_to_run(self, architecture: str, codecs: Collection[str], file: str) -> str:
         """Transformers; vLLM too for a decoder whose codecs its kernels run."""
         loader = auto_class(architecture)
+        kinds = [layout(codec) for codec in codecs]
+        dtype = ', dtype="bfloat16"' if any(kind and kind.bfloat16 for kind in kinds) else ""
         run = f"""```python
 # pip install transformers compressed-tensors
 from transformers import AutoTokenizer, {loader}
-model = {loader}.from_pretrained("{file}")
+model = {loader}.from_pretrained("{file}"{dtype})
 tokenizer = AutoTokenizer.from_pretrained("{file}")
 ```"""
-        if objective(architecture) == "next" and all(VLLM.fullmatch(codec) for codec in codecs):
+        if objective(architecture) == "next" and all(kind and kind.vllm for kind in kinds):
             run += f"\n\nvLLM reads the same folder: `vllm serve {file}`"
         return run
 
@@ -136,6 +150,7 @@ tokenizer = AutoTokenizer.from_pretrained("{file}")
         Headers name every codec before the first tensor, so a lazy mapping should be a `LazyCoded`.
         """
         plan = plan_of(coded)
+        self.together(set(plan.values()))
         shards = self._shards(checkpoint, plan)
         folder.mkdir(parents=True, exist_ok=True)
         for file, modules in shards.items():
@@ -163,7 +178,7 @@ tokenizer = AutoTokenizer.from_pretrained("{file}")
         shards: list[dict[str, list[Spec]]] = [{}]
         filled = 0
         for name, info in checkpoint.tensors.items():
-            specs = _packed(name, plan[name], tuple(info.shape)) if name in plan else [kept(prepared, name, info)]
+            specs = _coded(name, plan[name], tuple(info.shape)) if name in plan else [kept(prepared, name, info)]
             size = sum(spec.nbytes for spec in specs)
             if filled and filled + size > SHARD:
                 shards.append({})
@@ -180,6 +195,8 @@ tokenizer = AutoTokenizer.from_pretrained("{file}")
         config = config_of(checkpoint, prepared)
         if plan:
             config["quantization_config"] = quantization_config(prepared.linears, plan)
+            if any(kind and kind.bfloat16 for kind in map(layout, plan.values())):
+                config["dtype"] = "bfloat16"
         files = {"config.json": to_json(config), **prepared.files}
         if len(shards) > 1:
             specs = {file: _flat(shard) for file, shard in shards.items()}
@@ -209,33 +226,32 @@ def quantization_config(linears: list[str], plan: Mapping[str, str]) -> dict[str
     for module in linears:
         if f"{module}.weight" in plan:
             groups.setdefault(plan[f"{module}.weight"], []).append(module)
-    config_groups = {}
+    config_groups, formats, alone = {}, set(), False
     for number, (codec, modules) in enumerate(sorted(groups.items())):
-        match = CODEC.fullmatch(codec)
-        assert match is not None, codec
-        bits, group = match.groups()
-        weights: dict[str, Any] = {"num_bits": int(bits), "type": "int", "symmetric": True, "dynamic": False,
-                                   "strategy": "group" if group else "channel"}
-        if group:
-            weights["group_size"] = int(group)
-        config_groups[f"group_{number}"] = {"targets": ["Linear"] if len(groups) == 1 else modules,
-                                            "weights": weights, "format": "pack-quantized"}
-    return {"quant_method": "compressed-tensors", "format": "pack-quantized", "quantization_status": "compressed",
-            "config_groups": config_groups, "ignore": [m for m in linears if f"{m}.weight" not in plan],
-            "version": VERSION}  # fmt: skip
+        kind = layout(codec)
+        assert kind is not None, codec
+        config_groups[f"group_{number}"] = {"targets": ["Linear"] if len(groups) == 1 else modules, **kind.scheme()}
+        formats.add(kind.format)
+        alone = alone or kind.alone
+    settings = {"quant_method": "compressed-tensors", "quantization_status": "compressed", "config_groups": config_groups,
+                "format": formats.pop() if len(formats) == 1 else "mixed-precision",
+                "ignore": [m for m in linears if f"{m}.weight" not in plan], "version": VERSION}  # fmt: skip
+    return settings | ({"dequantize": True} if alone else {})
 
 
-def _packed(name: str, codec_name: str, shape: tuple[int, ...]) -> list[Spec]:
+def layout(codec: str) -> Layout | None:
+    """The codec called so, if it is one of this target."""
+    found = codecs.get(codec) if codec in codecs.names() else None
+    return found if isinstance(found, Layout) else None
+
+
+def _coded(name: str, codec: str, shape: tuple[int, ...]) -> list[Spec]:
     """The stored tensors of a compressed matrix (O, I)."""
-    match = CODEC.fullmatch(codec_name)
-    if match is None:
-        raise CheckpointError(f"{name}: {codec_name} is not a codec of compressed-tensors.")
-    rows, columns = shape
-    groups = columns // int(match[2]) if match[2] else 1
+    kind = layout(codec)
+    if kind is None:
+        raise CheckpointError(f"{name}: {codec} is not a codec of compressed-tensors.")
     module = name.removesuffix(".weight")
-    return [Spec(f"{module}.weight_packed", torch.int32, (rows, -(-columns * int(match[1]) // 32))),
-            Spec(f"{module}.weight_scale", torch.bfloat16, (rows, groups)),
-            Spec(f"{module}.weight_shape", torch.int64, (2,))]
+    return [Spec(f"{module}.{part}", dtype, found) for part, (dtype, found) in kind.stored(shape).items()]
 
 
 def kept(prepared: Prepared, name: str, info: Any) -> Spec:

@@ -160,6 +160,9 @@ class GGUFTarget:
         """None: llama.cpp mixes types freely."""
         return []
 
+    def together(self, names: Collection[str]) -> None:
+        """llama.cpp mixes types freely."""
+
     def size(self, checkpoint: Any, plan: Mapping[str, str]) -> int:
         """Bytes of the file; the first call for a checkpoint builds the header once."""
         prepared = self._prepare(checkpoint)

@@ -40,8 +40,10 @@ class Codec(Protocol):
     name: str  # "int4-g64", "Q4_K"
     levels: Tensor  # sorted whole numbers, float32 (K,), K <= 256; a common factor belongs to the scale
     step: int  # columns that share one scale (and offset); 0: the whole row
+    rows: int  # rows that share them; more than one only without offsets
     block: int  # columns that are stored together; in_features must be a multiple
     affine: bool  # whether there is an offset
+    zero_points: bool  # whether offsets are whole multiples of the scale
 
     def __hash__(self) -> int: ...
 
@@ -116,6 +118,6 @@ def bits_per_weight(codec: Codec, shape_OI: tuple[int, int]) -> float:
     return 8.0 * codec.nbytes(shape_OI) / (shape_OI[0] * shape_OI[1])
 
 
-from . import gguf_blocks, gguf_k, integer  # noqa: E402, F401  (registration)
+from . import floats, gguf_blocks, gguf_k, integer  # noqa: E402, F401  (registration)
 
 __all__ = ["Codec", "Coded", "Grid", "bits_per_weight", "decode_grid", "fits", "get", "names", "register"]

@@ -82,6 +82,8 @@ class Blocks:
     (`project`). Every field has the leading dimension O; N counts blocks.
     """
 
+    rows, zero_points = 1, False
+
     def __init__(
         self,
         name: str,

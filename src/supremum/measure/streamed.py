@@ -15,16 +15,18 @@ from ..stats.sweep import batches, run_block
 from .scores import Comparison, Quality, feature_kl, summarise_features
 
 Replaced = Callable[[str], Tensor | None]  # tensor name -> weight (O, I) to use instead, or None
+CodecOf = Callable[[str], str | None]  # tensor name -> its codec, which may round the layer's inputs too
 
 
 @contextlib.contextmanager
-def replacing(stream: BlockStream, replaced: Replaced) -> Iterator[None]:
-    """Within the context the stream's model has these weights."""
-    previous, stream.replaced = stream.replaced, replaced
+def replacing(stream: BlockStream, replaced: Replaced, codec: CodecOf = lambda name: None) -> Iterator[None]:
+    """Within the context the stream's model has these weights, and rounds inputs as these codecs do."""
+    previous = stream.replaced, stream.codec
+    stream.replaced, stream.codec = replaced, codec
     try:
         yield
     finally:
-        stream.replaced = previous
+        stream.replaced, stream.codec = previous
 
 
 def final_hidden(stream: BlockStream, windows_NT: Tensor) -> Tensor:
@@ -37,9 +39,9 @@ def final_hidden(stream: BlockStream, windows_NT: Tensor) -> Tensor:
 
 
 def streamed_quality(stream: BlockStream, windows_NT: Tensor, reference_NTd: Tensor, replaced: Replaced,
-                     name: str = "measure") -> Quality:
+                     name: str = "measure", codec: CodecOf = lambda name: None) -> Quality:
     """KL and perplexity of the model with replaced weights; `reference_NTd`: the original's `final_hidden`."""
-    with phase(name), replacing(stream, replaced), torch.no_grad():
+    with phase(name), replacing(stream, replaced, codec), torch.no_grad():
         candidate_NTd = final_hidden(stream, windows_NT)
         if objective(type(stream.model).__name__) == "none":
             return summarise_features(_features(stream, reference_NTd, candidate_NTd))

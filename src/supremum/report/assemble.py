@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 from .. import __version__, codecs
 from ..allocate import Budget, Option, Unit, frontier
 from ..checkpoint.targets import Target
+from ..codecs.activations import rounder
 from ..gather import Gathered
 from ..limits import Curve, Limits
 from ..limits.topology import processor_name
@@ -65,15 +66,21 @@ def assemble(gathered: Gathered, target: Target, budget: Budget, reached: Reache
         "proof": dict(proof),
         "phases": [{"name": name, "seconds": seconds, "peak_rss_mb": peaks.get(name)} for name, seconds in timings.items()],
         "samples": list(samples),
-        "assumptions": [*bounds.information.assumptions, *_when_it_runs(target), *_when_swapped(reached.swaps)],
+        "assumptions": [*bounds.information.assumptions, *_remarks(target, {option.codec for option in chosen}),
+                        *_when_swapped(reached.swaps)],
     })
     return document
 
 
-def _when_it_runs(target: Target) -> list[str]:
-    engine = capabilities(target.runtime)
-    return [] if engine.compressed else [f"{engine.title} decodes the weights to floats as it loads them: the file is "
-                                         "smaller, its memory and its speed there are the original's"]
+def _remarks(target: Target, chosen: Collection[str | None]) -> list[str]:
+    """What a reader of the figures should know of the formats."""
+    said, engine = [], capabilities(target.runtime)
+    if not engine.compressed:
+        said.append(f"Size only: {engine.title} decodes the weights to floats before it computes; the format saves bytes on "
+                    "disk, neither memory nor time.")
+    if any(rounder(codec) for codec in chosen):
+        said.append("Layers whose format ends in -a8 round their inputs to 8 bits a token; the measured KL includes that.")
+    return said
 
 
 def _when_swapped(swaps: Mapping[str, Any] | None) -> list[str]:

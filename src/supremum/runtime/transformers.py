@@ -1,8 +1,10 @@
 """Stock Transformers: `from_pretrained` of a folder, on the CPU, in float32.
 
-In float32 the decoded weights are exact, so differences to our own decoding are those of the arithmetic alone. The
-folder is loaded by the class that the model card names; an encoder without a vocabulary head
-answers with a softmax over its last hidden state, which is as good for a comparison.
+In float32 the decoded weights are exact, so differences to our own decoding are those of the arithmetic alone. Formats that
+the compressed-tensors library decodes to bfloat16 (exactly) would need a bfloat16 model: here the library decodes, and the
+model is raised to float32 then; that inputs are rounded stays as stored. The folder is loaded by the class that the model
+card names; an encoder without a vocabulary head answers with a softmax over its last hidden state, which is as good for a
+comparison.
 """
 
 from __future__ import annotations
@@ -59,6 +61,10 @@ class Transformers:
                 first = sorted(map(str, keys))[0]
                 raise SupremumError(f"{path}: Transformers reports {kind.replace('_', ' ')}, first {first}.")
         self._model.eval()
+        compressor = getattr(getattr(self._model, "hf_quantizer", None), "compressor", None)
+        if compressor is not None:
+            compressor.decompress_model(self._model)
+            torch.nn.Module.float(self._model)  # Transformers' own refuses where a quantiser was
 
     @torch.inference_mode()
     def _forward(self, tokens: list[int], **options: Any) -> Any:

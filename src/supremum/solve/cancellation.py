@@ -89,6 +89,9 @@ def solve_together(targets: Mapping[str, Tensor], metric: Metric | Tensor, codec
     metric = metric if isinstance(metric, Metric) else Metric.of(metric)
     target_OI = torch.cat([target.float() for target in targets.values()])
     with one_thread():
+        if codec.rows > 1:  # no tile spans two matrices, and a row has no scale of its own to fit
+            return {name: _solve_stacked({name: target}, target.float(), metric, codec, feedback, 0)[name]
+                    for name, target in targets.items()}
         return _solve_stacked(targets, target_OI, metric, codec, feedback, refits)
 
 

@@ -43,7 +43,7 @@ def _nearest_table(codec: Codec) -> Tensor:
     """Nearest level in each half-unit from the lowest to the highest: levels are whole, so midpoints are multiples of 1/2."""
     assert torch.equal(codec.levels, codec.levels.round())
     centre = torch.arange(float(codec.levels[0]) + 0.25, float(codec.levels[-1]) + 0.5, 0.5)
-    return codec.levels[(centre[:, None] - codec.levels).abs().argmin(1)]
+    return codec.levels[torch.searchsorted((codec.levels[1:] + codec.levels[:-1]) / 2, centre)]
 
 
 def nearest_levels(value: Tensor, codec: Codec) -> Tensor:
@@ -78,13 +78,19 @@ def search(weight_OI: Tensor, importance_I: Tensor, codec: Codec) -> Grid:
     in_features = weight_OI.shape[1]
     step = codec.step or in_features
     importance_1GS = importance_I.float().clamp_min(1e-30).view(1, -1, step)
+    weight_OGS = weight_OI.unflatten(1, (-1, step))
+    if codec.rows > 1:  # the weights of a tile are one group
+        weight_OGS = _tiles(weight_OGS, codec.rows)
+        importance_1GS = importance_1GS.repeat(1, 1, codec.rows)
     importance_1G = importance_1GS.mean(-1)
     importance_1GS = importance_1GS / importance_1G[..., None]
     alone = codec.step in (0, codec.block)  # each group's scale is stored by itself
-    pieces = weight_OI.unflatten(1, (-1, step)).split(max(1, CHUNK // in_features))
+    pieces = weight_OGS.split(max(1, CHUNK // (in_features * codec.rows)))
     found = [_search_rows(piece_RGS, importance_1GS, codec, alone) for piece_RGS in pieces]
     best, extreme = _cat([wish for wish, _ in found]), _cat([wish for _, wish in found])
     grid = _project(best, codec)
+    if codec.rows > 1:
+        return Grid(grid.scale_OG.repeat_interleave(codec.rows, 0)[:len(weight_OI)])
     if alone:
         return grid
 
@@ -97,6 +103,12 @@ def search(weight_OI: Tensor, importance_I: Tensor, codec: Codec) -> Grid:
 
     worse_OG = loss(_project(extreme, codec)) < loss(grid)
     return _project(_where(worse_OG, extreme, best), codec) if bool(worse_OG.any()) else grid
+
+
+def _tiles(weight_OGS: Tensor, rows: int) -> Tensor:
+    """(ceil(O / rows), G, rows S): rows that share their scales side by side, zeros below the last."""
+    padded_OGS = torch.nn.functional.pad(weight_OGS, (0, 0, 0, 0, 0, -len(weight_OGS) % rows))
+    return padded_OGS.unflatten(0, (-1, rows)).transpose(1, 2).flatten(2)
 
 
 def _search_rows(weight_RGS: Tensor, importance_1GS: Tensor, codec: Codec, alone: bool) -> tuple[Wish, Wish]:
@@ -114,7 +126,7 @@ def _search_rows(weight_RGS: Tensor, importance_1GS: Tensor, codec: Codec, alone
                 better_RG = new_RG < error_RG
                 best, error_RG = _where(better_RG, wish, best), torch.where(better_RG, new_RG, error_RG)
             if not last:
-                wish = _fit(weight_RGS, level_RGS, importance_1GS, wish, codec.affine)
+                wish = _fit(weight_RGS, level_RGS, importance_1GS, wish, codec)
     return best, starts[0]
 
 
@@ -122,11 +134,17 @@ def _starts(weight_RGS: Tensor, codec: Codec) -> tuple[list[Wish], int]:
     """Wishes to start from, and how many of them, the first ones, reach the largest weight."""
     low, high = float(codec.levels[0]), float(codec.levels[-1])
     least, greatest = weight_RGS.amin(-1), weight_RGS.amax(-1)
+    if codec.zero_points:  # such a grid holds zero
+        least, greatest = least.clamp(max=0), greatest.clamp(min=0)
     if codec.affine:
         middle = (greatest + least) / 2
         starts = [((greatest - least) * (fraction / (high - low)), middle) for fraction in STARTS]
         starts.append((weight_RGS.std(-1, correction=0) * normal_step(codec), weight_RGS.mean(-1)))
-        return [(scale, centre - scale * _centre(codec)) for scale, centre in starts], 1
+        starts = [(scale, centre - scale * _centre(codec)) for scale, centre in starts]
+        if codec.zero_points:  # an offset is a whole multiple of the scale: both neighbours of what is wished
+            starts = [(scale, torch.where(scale > LEAST, -scale * whole(-offset / scale), offset))
+                      for scale, offset in starts for whole in (torch.floor, torch.ceil)]
+        return starts, 2 if codec.zero_points else 1
     # the level range may be longer on one side: put the longer side where the larger weight is, or try both signs
     sides = [torch.maximum(-least / -low, greatest / high)]
     if abs(low) != abs(high):
@@ -165,12 +183,18 @@ def _levels(weight_RGS: Tensor, wish: Wish, codec: Codec) -> Tensor:
     return nearest_levels(value_RGS * inverse_RG[..., None], codec)
 
 
-def _fit(weight: Tensor, level: Tensor, importance: Tensor, wish: Wish, affine: bool) -> Wish:
-    """Weighted least squares of w on z (and 1); keeps the old value where the system is singular."""
+def _fit(weight: Tensor, level: Tensor, importance: Tensor, wish: Wish, codec: Codec) -> Wish:
+    """Weighted least squares of w on z (and 1); keeps the old value where the system is singular, and zero points."""
     scale, offset = wish
+    if codec.zero_points:
+        shift = offset / scale
+        level = level + shift[..., None]
     zh = level * importance
     zz, zw = (zh * level).sum(-1), (zh * weight).sum(-1)
-    if not affine:
+    if codec.zero_points:
+        scale = torch.where(zz > 0, zw / zz.clamp_min(1e-30), scale)
+        return scale, scale * shift
+    if not codec.affine:
         return torch.where(zz > 0, zw / zz.clamp_min(1e-30), scale), offset
     n, z1, w1 = importance.sum(-1), zh.sum(-1), (weight * importance).sum(-1)
     determinant = n * zz - z1 * z1
@@ -184,14 +208,19 @@ def _fit(weight: Tensor, level: Tensor, importance: Tensor, wish: Wish, affine: 
 def refit(target_OI: Tensor, codes_OI: Tensor, grid: Grid, metric_II: Tensor, codec: Codec) -> Grid:
     """The storable grid nearest to the joint least-squares scales of each row under the full metric; codes fixed.
 
-    Offsets stay. Row o solves M a = r with M_gh = z_g^T S_gh z_h and r_g = z_g^T S_g,: (w - b), ridge 1e-6.
+    Offsets stay, or the zero points do. Row o solves M a = r with M_gh = z_g^T S_gh z_h and r_g = z_g^T S_g,: (w - b), ridge
+    1e-6; with zero points z is counted from them and b is 0.
     """
     out_features, in_features = target_OI.shape
     step = codec.step or in_features
     groups = in_features // step
     level_OI = codec.levels[codes_OI.long()]
     shifted_OI = target_OI
-    if grid.offset_OG is not None:
+    shift_OG = torch.zeros(())
+    if grid.offset_OG is not None and codec.zero_points:
+        shift_OG = grid.offset_OG / grid.scale_OG
+        level_OI = level_OI + shift_OG.repeat_interleave(step, 1)
+    elif grid.offset_OG is not None:
         shifted_OI = target_OI - grid.offset_OG.repeat_interleave(step, 1)
     rows = max(1, (1 << 23) // max(in_features, groups * groups))
     scale_OG = torch.empty(out_features, groups)
@@ -209,4 +238,4 @@ def refit(target_OI: Tensor, codes_OI: Tensor, grid: Grid, metric_II: Tensor, co
         old_RG = grid.scale_OG[start:start + rows]
         solution_RG = torch.linalg.solve(system_RGG, (right_RG + ridge * old_RG)[..., None])[..., 0]
         scale_OG[start:start + rows] = torch.where(solution_RG.isfinite(), solution_RG, old_RG)
-    return codec.project(scale_OG, grid.offset_OG)
+    return codec.project(scale_OG, scale_OG * shift_OG if codec.zero_points else grid.offset_OG)

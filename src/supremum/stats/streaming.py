@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from ..checkpoint import Checkpoint
+from ..codecs.activations import round_inputs
 from ..errors import CheckpointError
 
 LINEAR = (nn.Linear, Conv1D)
@@ -76,6 +77,7 @@ class BlockStream:
             blocks[i] = _StandIn(name, self)
         self.depth: int = self.model.config.get_text_config().num_hidden_layers
         self.replaced: Callable[[str], Tensor | None] = lambda name: None  # tensor name -> weight (O, I) to use instead
+        self.codec: Callable[[str], str | None] = lambda name: None  # its codec, which may round the layer's inputs too
         self._calls: list[Call] = []
         self._final_NTd: Tensor | None = None
         self._first_NTd: Tensor | None = None
@@ -153,9 +155,12 @@ class BlockStream:
         for inner, layer in linears(block).items():
             if (weight_OI := self.replaced(f"{name}.{inner}.weight")) is not None:
                 set_weight(layer, weight_OI)
+        hooks = [round_inputs(layer, self.codec(f"{name}.{inner}.weight")) for inner, layer in linears(block).items()]
         try:
             yield block.eval().requires_grad_(False)
         finally:
+            for hook in filter(None, hooks):
+                hook.remove()
             for module in block.modules():
                 _release(module)
 
