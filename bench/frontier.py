@@ -1,30 +1,37 @@
-"""Our files and nearest rounding at equal bytes, scored by an external referee script.
+"""Our files, nearest rounding and the peers' files at equal bytes, scored by an external referee script.
 
     python bench/frontier.py REFERENCE CALIBRATION_TEXT TEST_TEXT --referee REFEREE.py [--tokens 24576] [--rows gguf int4 ...]
+                             [--peers DIR]
 
 REFERENCE: a Hugging Face folder. The referee is any script that takes REFERENCE CANDIDATE TEXT and prints one JSON document
 with kl_mean, kl_standard_error, perplexity_candidate and bytes. Each row is written by the product's own command path; the
-nearest-rounding rows by the stock encoder (`gguf`) or by absmax scales. Times are wall seconds of the whole run.
+nearest-rounding rows by the stock encoder (`gguf`) or by absmax scales. --peers: a folder of environments that
+bench/peers/install.py made; each peer in it runs on the same text beside its row. Beside llama.cpp ours leave the embedding
+at bfloat16, too, and are given the bytes of its file. Our seconds are of the whole run, a peer's of its quantising alone.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import gguf
 import torch
+from peers import rows as peers
 
 from supremum import codecs
 from supremum.allocate import Budget
 from supremum.checkpoint import Checkpoint, open_checkpoint
 from supremum.checkpoint.targets import LazyCoded, target
 from supremum.codecs import Coded, Grid
+from supremum.errors import SupremumError
 from supremum.output import convert
 from supremum.pipeline import optimize
 from supremum.stats.streaming import BlockStream, orientation
@@ -63,6 +70,97 @@ def write_plain(checkpoint: Checkpoint, folder: Path, kind: str, name: str, tabl
     return target(kind).write(checkpoint, LazyCoded(dict.fromkeys(sorted(inner), name), code), folder)
 
 
+def clock() -> tuple[float, float]:
+    """Wall and processor seconds, those of ended children with them."""
+    return time.perf_counter(), sum(os.times()[:4])
+
+
+def since(start: tuple[float, float]) -> tuple[float, float]:
+    now = clock()
+    return now[0] - start[0], now[1] - start[1]
+
+
+class Table:
+    """The rows, each printed when it is scored; what later rows need of earlier ones."""
+
+    def __init__(self, args: argparse.Namespace, folder: Path) -> None:
+        self.args, self.folder = args, folder
+        self.checkpoint = open_checkpoint(args.reference)
+        stream = BlockStream(self.checkpoint, dtype=torch.float32)
+        self.tables = stream.tables()
+        shapes = {name: shape for name, (shape, _) in orientation(stream).items()}
+        self.weights = sum(o * i for name, (o, i) in shapes.items() if name not in self.tables)
+        self.fixed: list[tuple[float, float]] = []  # bits and KL of the peers' files
+        print("| file | bytes | of them the linear layers | KL | +- | perplexity | seconds | CPU seconds |\n"
+              "|---|---|---|---|---|---|---|---|", flush=True)
+
+    def row(self, label: str, path: Path, spent: tuple[float, float] = (0.0, 0.0), nbytes: int | None = None,
+            linear: int | None = None) -> dict[str, float]:
+        args = self.args
+        done = subprocess.run([sys.executable, str(args.referee), str(args.reference), str(path), str(args.test),
+                               "--windows", str(args.windows)], capture_output=True, text=True, check=True)
+        found: dict[str, float] = json.loads(done.stdout)
+        found["linear"] = linear or peers.linear(path)
+        print(f"| {label} | {nbytes or found['bytes']} | {found['linear']:.0f} | {found['kl_mean']:.4f} | "
+              f"{found['kl_standard_error']:.4f} | {found['perplexity_candidate']:.2f} | {spent[0]:.0f} | {spent[1]:.0f} |",
+              flush=True)
+        return found
+
+    def optimized(self, name: str, budget: Budget, **options: Any) -> tuple[Path, str, tuple[float, float]]:
+        args, start, out = self.args, clock(), self.folder / name
+        result = optimize(args.reference, budget, text=[args.calibration], tokens=args.tokens, out=out, **options)
+        return out, result.document["result"]["file"], since(start)
+
+    def ours(self, label: str, budget: Budget, **options: Any) -> dict[str, float]:
+        out, file, spent = self.optimized(label.replace(" ", "-"), budget, **options)
+        return self.row(label, out / file, spent)
+
+    def archive(self, bits: float) -> None:
+        """The tables stay as they are; the referee, which knows no archives, is given its floats."""
+        out, _, spent = self.optimized(f"archive-{bits}", Budget(bits=bits), target="archive", keep=self.tables)
+        floats = convert(out, "compressed-tensors", self.folder / f"floats-{bits}")
+        nbytes = (out / "model.safetensors").stat().st_size
+        found = self.row(f"archive, ours, {bits:g} bits as written", floats, spent, nbytes, peers.linear(out))
+        mine, theirs = found["linear"] * 8 / self.weights, peers.bits_at(self.fixed, found["kl_mean"])
+        if theirs is not None:
+            print(f"\n{mine:.3f} bits; peers' files have this KL at {theirs:.3f}: {theirs - mine:.3f} fewer\n", flush=True)
+
+    def beside(self, name: str, found: dict[str, float] | None, bits: int) -> None:
+        """The installed peers of the row, and ours against each: `found`, or else ours at the bytes of the peer's file."""
+        args = self.args
+        for peer in peers.installed(name, args.peers) if args.peers else ():
+            out = self.folder / f"{name}-{'-'.join(peer)}"
+            try:
+                said = peers.run(peer, args.peers, args.reference, args.calibration, out, bits, args.tokens)
+                label = " ".join([said["peer"], said["version"], *peer[2:]])
+                theirs = self.row(label, Path(said["file"]), (said["seconds"], said["cpu_seconds"]), said.get("bytes_file"),
+                                  said["bytes_linear"])
+                self.fixed.append((said["bytes_linear"] * 8 / self.weights, theirs["kl_mean"]))
+                mine = found or self.ours(f"ours at the bytes of {label}", Budget(size=said["bytes_file"]), keep=self.tables)
+            except (peers.PeerError, SupremumError) as trouble:  # the other rows are worth having
+                print(f"\n{trouble}\n", flush=True)
+                continue
+            print(f"\nours / {label}: KL {mine['kl_mean'] / theirs['kl_mean']:.3f} at "
+                  f"{mine['linear'] / theirs['linear']:.4f} of the bytes\n", flush=True)
+
+    def gguf(self) -> None:
+        plain = write_plain(self.checkpoint, self.folder / "q4_0", "gguf", "Q4_0", True)
+        nearest = self.row("Q4_0, nearest, uniform", plain)
+        size = plain.stat().st_size
+        found = self.ours("ours at the same bytes", Budget(size=size))
+        self.ours("ours without allocation (IQ4_NL)", Budget(size=size), only=["IQ4_NL"])
+        print(f"\nours / nearest: {found['kl_mean'] / nearest['kl_mean']:.3f}\n", flush=True)
+        self.beside("gguf", None, 4)
+
+    def integers(self, name: str) -> None:
+        codec, bits = f"{name}-g64", int(name.removeprefix("int"))
+        plain = write_plain(self.checkpoint, self.folder / f"plain-{name}", "compressed-tensors", codec, False)
+        nearest = self.row(f"{codec}, nearest, absmax", plain)
+        found = self.ours(f"{codec}, ours", Budget(bits=bits + 0.26), target="compressed-tensors", only=[codec])
+        print(f"\nours / nearest: {found['kl_mean'] / nearest['kl_mean']:.3f}\n", flush=True)
+        self.beside(name, found, bits)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("reference", type=Path)
@@ -72,53 +170,17 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=24576)
     parser.add_argument("--windows", type=int, default=16)
     parser.add_argument("--rows", nargs="+", default=ROWS)
+    parser.add_argument("--peers", type=Path)
     args = parser.parse_args()
-    checkpoint = open_checkpoint(args.reference)
-    print("| file | bytes | KL | +- | perplexity | seconds |\n|---|---|---|---|---|---|", flush=True)
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-
-        def row(label: str, path: Path, seconds: float, nbytes: int | None = None) -> dict[str, float]:
-            done = subprocess.run([sys.executable, str(args.referee), str(args.reference), str(path), str(args.test),
-                                   "--windows", str(args.windows)], capture_output=True, text=True, check=True)
-            found: dict[str, float] = json.loads(done.stdout)
-            print(f"| {label} | {nbytes or found['bytes']} | {found['kl_mean']:.4f} | {found['kl_standard_error']:.4f} | "
-                  f"{found['perplexity_candidate']:.2f} | {seconds:.0f} |", flush=True)
-            return found
-
-        def ours(label: str, budget: Budget, **options: object) -> dict[str, float]:
-            start = time.perf_counter()
-            out = folder / label.replace(" ", "-")
-            result = optimize(args.reference, budget, text=[args.calibration], tokens=args.tokens, out=out, **options)
-            return row(label, out / result.document["result"]["file"], time.perf_counter() - start)
-
-        def archive(bits: float) -> None:
-            """The tables stay as they are; the referee, which knows no archives, is given its floats."""
-            start = time.perf_counter()
-            out = folder / f"archive-{bits}"
-            optimize(args.reference, Budget(bits=bits), text=[args.calibration], tokens=args.tokens, out=out,
-                     target="archive", keep=BlockStream(checkpoint, dtype=torch.float32).tables())
-            seconds = time.perf_counter() - start
-            floats = convert(out, "compressed-tensors", folder / f"floats-{bits}")
-            row(f"archive, ours, {bits:g} bits as written", floats, seconds, (out / "model.safetensors").stat().st_size)
-
+        table = Table(args, Path(scratch))
         for name in args.rows:
             if name.startswith("archive-"):
-                archive(float(name.removeprefix("archive-")))
+                table.archive(float(name.removeprefix("archive-")))
             elif name == "gguf":
-                plain = write_plain(checkpoint, folder / "q4_0", "gguf", "Q4_0", True)
-                nearest = row("Q4_0, nearest, uniform", plain, 0.0)
-                size = plain.stat().st_size
-                found = ours("ours at the same bytes", Budget(size=size))
-                ours("ours without allocation (IQ4_NL)", Budget(size=size), only=["IQ4_NL"])
-                print(f"\nours / nearest: {found['kl_mean'] / nearest['kl_mean']:.3f}\n", flush=True)
+                table.gguf()
             else:
-                codec = f"{name}-g64"
-                bits = int(name.removeprefix("int")) + 0.25
-                plain = write_plain(checkpoint, folder / f"plain-{name}", "compressed-tensors", codec, False)
-                nearest = row(f"{codec}, nearest, absmax", plain, 0.0)
-                found = ours(f"{codec}, ours", Budget(bits=bits + 0.01), target="compressed-tensors", only=[codec])
-                print(f"\nours / nearest: {found['kl_mean'] / nearest['kl_mean']:.3f}\n", flush=True)
+                table.integers(name)
 
 
 if __name__ == "__main__":
