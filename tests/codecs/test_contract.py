@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from supremum import codecs
+from supremum.checkpoint import write_gptq
 from supremum.checkpoint.write_compressed_tensors import CODEC
 from supremum.codecs import Codec, Coded, Grid, decode_grid
 
@@ -78,7 +79,7 @@ def test_levels_are_sorted_and_codes_fit_a_byte(name: str) -> None:
 
 @pytest.mark.parametrize("name", codecs.names())
 def test_some_target_holds_it(name: str) -> None:
-    assert name in GGMLQuantizationType.__members__ or CODEC.fullmatch(name)
+    assert name in GGMLQuantizationType.__members__ or CODEC.fullmatch(name) or write_gptq.CODEC.fullmatch(name)
 
 
 @pytest.mark.parametrize("name", codecs.names())
@@ -126,8 +127,8 @@ extreme = st.one_of(
 
 
 REPRESENTATIVES = (
-    ["int2-g32", "int5-g32", "int8-channel"]  # the other integers differ in a number only
-    + [name for name in codecs.names() if not name.startswith("int")]
+    ["int2-g32", "int5-g32", "int8-channel", "gptq3-g32", "gptq8-channel"]  # the others differ in a number only
+    + [name for name in codecs.names() if not name.startswith(("int", "gptq"))]
 )
 
 

@@ -204,3 +204,16 @@ def test_the_card_of_compressed_tensors_names_only_what_runs_it(architecture, co
     document["plan"] = [{**document["plan"][0], "codec": codec} for codec in codecs]
     assert f'model = {loader}.from_pretrained(".")' in card(document)
     assert ("vllm serve ." in card(document)) == vllm
+
+
+def test_without_the_stock_runtime_no_page_claims_a_proof(tmp_path: Path) -> None:
+    document = build()
+    nothing = dict.fromkeys(("kl_mean", "relative_error", "same_top", "prefill_tokens_per_second",
+                             "decode_tokens_per_second"))  # fmt: skip
+    document["proof"].update(nothing, runtime="gptqmodel", version="", passed=False, positions=0)
+    write_report(document, tmp_path)
+    shown = "".join(Elements((tmp_path / "report.html").read_text(encoding="utf-8")).visible)
+    closing = "\n".join(result_lines(document, tmp_path))
+    for text in (shown, closing, card(document)):
+        assert re.search("not proved in a stock runtime: install gptqmodel", text, re.IGNORECASE)
+        assert "fresh process" not in text and "passed" not in text.lower()

@@ -88,6 +88,12 @@ def _compressed_tensors() -> Target:
     return CompressedTensorsTarget()
 
 
+def _gptq() -> Target:
+    from .write_gptq import GPTQTarget
+
+    return GPTQTarget()
+
+
 def _archive() -> Target:
     try:
         from .write_archive import ArchiveTarget
@@ -96,7 +102,8 @@ def _archive() -> Target:
     return ArchiveTarget()  # type: ignore[return-value]
 
 
-_factories: dict[str, Callable[[], Target]] = {"gguf": _gguf, "compressed-tensors": _compressed_tensors, "archive": _archive}
+_factories: dict[str, Callable[[], Target]] = {
+    "gguf": _gguf, "compressed-tensors": _compressed_tensors, "gptq": _gptq, "archive": _archive}
 
 
 def names() -> list[str]:

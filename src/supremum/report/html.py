@@ -42,7 +42,8 @@ def page(document: Document) -> str:
         verdict=words.verdict(document), facts=words.facts(document), figure=words.figure, percent=words.percent,
         seconds=words.seconds, size=format_size, before=format_size(document["inputs"]["bytes"]),
         after=format_size(document["result"]["bytes"]), samples=_samples(document),
-        agreement=words.agreement(document), speeds=words.speeds(document), runtime=words.runtime(document),
+        agreement=words.agreement(document), vouched=words.vouched(document), speeds=words.speeds(document),
+        runtime=words.runtime(document),
         tables=tables(document["limits"]), assumptions=assumptions(document), origins=_origins(document),
         total=sum(phase["seconds"] for phase in document["phases"]),
         longest=max((phase["seconds"] for phase in document["phases"]), default=0) or 1)

@@ -29,6 +29,7 @@ class Capabilities:
     title: str  # for people: "llama.cpp"
     rounds: bool  # whether it rounds activations, as `rounding` describes
     floor: Tolerance  # what its arithmetic alone may differ from our decoding
+    package: str = ""  # without which results are written all the same, and called not proved
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,14 @@ def _transformers() -> type[Runtime]:
     return Transformers
 
 
-_engines: dict[str, Callable[[], type[Runtime]]] = {"llama_cpp": _llama_cpp, "transformers": _transformers}
+def _gptqmodel() -> type[Runtime]:
+    from .gptqmodel import GPTQModel
+
+    return GPTQModel
+
+
+_engines: dict[str, Callable[[], type[Runtime]]] = {
+    "llama_cpp": _llama_cpp, "transformers": _transformers, "gptqmodel": _gptqmodel}
 
 
 def names() -> list[str]:
