@@ -102,6 +102,10 @@ def _quantised(method: object, plain: SafetensorsStore, settings: dict[str, Any]
         from .gptq import GPTQStore
 
         return GPTQStore(plain, settings, config, path)
+    if method == "supremum-int8":
+        from .int8 import Int8Store
+
+        return Int8Store(plain, settings, path)
     if method == METHOD:
         try:
             from .archive import ArchiveStore

@@ -102,8 +102,14 @@ def _archive() -> Target:
     return ArchiveTarget()  # type: ignore[return-value]
 
 
+def _int8() -> Target:
+    from .int8 import Int8Target
+
+    return Int8Target()  # type: ignore[return-value]
+
+
 _factories: dict[str, Callable[[], Target]] = {
-    "gguf": _gguf, "compressed-tensors": _compressed_tensors, "gptq": _gptq, "archive": _archive}
+    "gguf": _gguf, "compressed-tensors": _compressed_tensors, "gptq": _gptq, "archive": _archive, "int8": _int8}
 
 
 def names() -> list[str]:
