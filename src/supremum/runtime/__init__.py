@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from ..errors import SupremumError
 
@@ -91,12 +91,12 @@ def names() -> list[str]:
     return sorted(_engines)
 
 
-def load(name: str, path: str | Path, *, threads: int = 1, context: int = 1024) -> Runtime:
-    """Open `path` in the engine `name`, in this process. `context`: tokens that must fit.
+def load(name: str, path: str | Path, *, threads: int = 1, context: int = 1024, **options: Any) -> Runtime:
+    """Open `path` in the engine `name`, in this process. `context`: tokens that must fit; options: the engine's own.
 
     Raises SupremumError if the engine is unknown, is not installed, or refuses the file.
     """
-    return _engine(name)(Path(path), threads, context)
+    return _engine(name)(Path(path), threads, context, **options)
 
 
 def capabilities(name: str) -> Capabilities:
