@@ -131,8 +131,7 @@ class Costs:
 
 def check_runtime(budget: Budget, target: Target) -> None:
     """Raises BudgetError for a runtime in which no plan takes less memory or time than another."""
-    engine = capabilities(target.runtime)
-    if (budget.memory or budget.speed) and not engine.compressed:
+    if (budget.memory or budget.speed) and not (engine := capabilities(target.runtime)).compressed:
         raise BudgetError(f"stock {engine.title} decodes the weights of the {target.name} target to floats as it loads them: "
                           "there no plan takes less memory or a shorter step than the original.",
                           "Use --target gguf, or give --size or --bits.")

@@ -181,16 +181,27 @@ def convert(model: str | Path, target: str, out: str | Path, *, fresh: bool = Fa
         staging.mkdir(parents=True)
         with phase("write"):
             written = kind.write(checkpoint, {}, staging)
-        with phase("prove in the stock runtime"):
-            proof = verify(written, kind)
+        proof = _proof(checkpoint, kind, written)
         file = written.relative_to(staging)
         command = shlex.join(["supremum", "convert", str(model), "--target", target, "--out", str(out)])
-        done = {"inputs": inputs, "command": command, "file": str(file), "proof": proof.asdict()}
+        done = {"inputs": inputs, "command": command, "file": str(file), "proof": proof}
         write_atomic(staging / CONVERTED, json.dumps(plain(done), indent=1).encode())
         move_into_place(staging, folder)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return folder / file
+
+
+def _proof(checkpoint: Checkpoint, kind: Target, written: Path) -> dict[str, Any]:
+    """Of the stock runtime; without one, that what was written is read again to the bit."""
+    if kind.runtime:
+        with phase("prove in the stock runtime"):
+            return verify(written, kind).asdict()
+    from .checkpoint.int8 import check_exact
+
+    with phase("read it again"):
+        check_exact(checkpoint, open_checkpoint(written))
+    return {"runtime": "", "passed": True, "tensors": len(checkpoint.tensors), "means": "every tensor read again to the bit"}
 
 
 def store_without_loss(model: str | Path, out: str | Path, *, fresh: bool = False) -> dict[str, Any]:

@@ -132,7 +132,7 @@ def swap(tensors: Tensors, ending: str, value: torch.Tensor) -> Tensors:
 
 
 CONFIGS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
-    "method": (lambda q: q.update(quant_method="gptq"), "already .gptq"),
+    "method": (lambda q: q.update(quant_method="awq"), "already .awq"),
     "format": (lambda q: q.update(format="marlin-24"), "marlin"),
     "bits": (lambda q: q["config_groups"]["group_0"]["weights"].update(num_bits=3), "declares no weights of int4-g32"),
     "floats": (lambda q: q["config_groups"]["group_0"]["weights"].update(type="float", num_bits=5), "of a kind"),

@@ -127,7 +127,7 @@ SINGLE: dict[str, tuple[Edit, str]] = {
     "unknown type": (config(model_type="never-heard"), "does not understand"),
     "remote code": (config(auto_map={"AutoModelForCausalLM": "modeling_evil.EvilModel"}), "own code .modeling_evil"),
     "remote code elsewhere": (config(auto_map={"AutoModel": "x/y--modeling_llama.LlamaModel"}), "own code"),
-    "quantised with gptq": (config(quantization_config={"quant_method": "gptq", "bits": 4}), "quantised already .gptq"),
+    "quantised with awq": (config(quantization_config={"quant_method": "awq", "bits": 4}), "quantised already .awq"),
     "unknown quantisation": (config(quantization_config={"quant_method": "mine"}), "quantised already .mine"),
     "broken config": (text("config.json", '{"model_type": "llama", '), "not valid JSON"),
     "config as list": (text("config.json", "[1, 2]"), "not an object"),

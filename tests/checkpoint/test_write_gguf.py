@@ -215,4 +215,4 @@ def test_same_input_same_bytes(tiny_model, tmp_path):
 def test_unknown_target():
     with pytest.raises(SupremumError, match="There is no target"):
         target("gguf2")
-    assert names() == ["archive", "compressed-tensors", "gguf"]
+    assert names() == ["archive", "compressed-tensors", "gguf", "gptq", "int8"]

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from supremum import codecs
+from supremum.checkpoint import write_gptq
 from supremum.checkpoint.write_compressed_tensors import layout
 from supremum.codecs import Codec, Coded, Grid, decode_grid
 
@@ -81,7 +82,7 @@ def test_levels_are_sorted_and_codes_fit_a_byte(name: str) -> None:
 
 @pytest.mark.parametrize("name", codecs.names())
 def test_some_target_holds_it(name: str) -> None:
-    assert name in GGMLQuantizationType.__members__ or layout(name)
+    assert name in GGMLQuantizationType.__members__ or layout(name) or write_gptq.CODEC.fullmatch(name)
 
 
 @pytest.mark.parametrize("name", codecs.names())
@@ -132,8 +133,8 @@ extreme = st.one_of(
 
 
 REPRESENTATIVES = (
-    ["int2-g32", "int5-g32", "int8-channel", "uint2-g32", "uint8-channel"]  # the other integers differ in a number only
-    + [name for name in codecs.names() if not name.startswith(("int", "uint"))]
+    ["int2-g32", "int5-g32", "int8-channel", "uint2-g32", "uint8-channel", "gptq3-g32", "gptq8-channel"]  # the other
+    + [name for name in codecs.names() if not name.startswith(("int", "uint", "gptq"))]  # integers differ in a number only
 )
 
 

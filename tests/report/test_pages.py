@@ -238,3 +238,16 @@ def test_a_damaged_frontier_is_refused(tmp_path: Path) -> None:
         (tmp_path / FILE).write_text(text)
         with pytest.raises(StateError, match=message):
             read_frontier(tmp_path)
+
+
+def test_without_the_stock_runtime_no_page_claims_a_proof(tmp_path: Path) -> None:
+    document = build()
+    nothing = dict.fromkeys(("kl_mean", "relative_error", "same_top", "prefill_tokens_per_second",
+                             "decode_tokens_per_second"))  # fmt: skip
+    document["proof"].update(nothing, runtime="gptqmodel", version="", passed=False, positions=0)
+    write_report(document, tmp_path)
+    shown = "".join(Elements((tmp_path / "report.html").read_text(encoding="utf-8")).visible)
+    closing = "\n".join(result_lines(document, tmp_path))
+    for text in (shown, closing, card(document)):
+        assert re.search("not proved in a stock runtime: install gptqmodel", text, re.IGNORECASE)
+        assert "fresh process" not in text and "passed" not in text.lower()

@@ -127,9 +127,9 @@ def test_failures_name_their_cause(tiny_model, tmp_path):
     with pytest.raises(SupremumError, match="cannot load it") as caught:
         verify(path, GGUF, checkpoint, threads=1)
     assert "within the file bounds" in caught.value.remedy or "corrupted" in caught.value.remedy
-    with pytest.raises(SupremumError, match="llama_cpp, transformers"):
+    with pytest.raises(SupremumError, match="gptqmodel, llama_cpp, transformers"):
         load("onnx", path)
-    assert names() == ["llama_cpp", "transformers"]
+    assert names() == ["gptqmodel", "llama_cpp", "transformers"]
 
 
 def test_a_system_without_affinities_proves_too(tiny_model, tmp_path, monkeypatch):

@@ -205,6 +205,12 @@ class ArchiveStore:
         weight_OI = matrix.decode() if isinstance(matrix, Lattice) else matrix
         return weight_OI.T.contiguous() if self._index[name].turned else weight_OI
 
+    def lattice(self, name: str) -> tuple[Lattice, bool]:
+        """The integers of a coded matrix in their frame, and whether the tensor is their transpose."""
+        matrix = self.matrix(name)
+        assert isinstance(matrix, Lattice), name
+        return matrix, self._index[name].turned
+
     def matrix(self, name: str) -> Lattice | Tensor:
         """The integers in their frame, or the bfloat16 matrix (O, I). Raises CheckpointError for a stream that is not of
         its shape."""

@@ -77,7 +77,7 @@ def open_folder(folder: Path, source: str) -> Checkpoint:
     quantization = settings.get("quantization_config")
     if quantization:
         method = quantization.get("quant_method") if isinstance(quantization, dict) else None
-        store, format = _quantised(method, plain, quantization, folder / "config.json"), str(method)
+        store, format = _quantised(method, plain, quantization, config, folder / "config.json"), str(method)
     refuse_integers(store.entries, store)
     return Checkpoint(
         source=source,
@@ -91,12 +91,21 @@ def open_folder(folder: Path, source: str) -> Checkpoint:
     )
 
 
-def _quantised(method: object, plain: SafetensorsStore, settings: dict[str, Any], path: Path) -> Store:
+def _quantised(method: object, plain: SafetensorsStore, settings: dict[str, Any], config: PretrainedConfig,
+               path: Path) -> Store:
     """The logical weights of a folder whose config names a quantisation."""
     if method == "compressed-tensors":
         from .compressed import CompressedStore
 
         return CompressedStore(plain, settings, path)
+    if method == "gptq":
+        from .gptq import GPTQStore
+
+        return GPTQStore(plain, settings, config, path)
+    if method == "supremum-int8":
+        from .int8 import Int8Store
+
+        return Int8Store(plain, settings, path)
     if method == METHOD:
         try:
             from .archive import ArchiveStore

@@ -89,6 +89,10 @@ class Checkpoint:
                 )
         return tensor
 
+    def lattice(self, name: str) -> Any:
+        """Of an archive: (codecs.lattice.Lattice of the tensor, whether the tensor is its transpose)."""
+        return self._store.lattice(self._stored[name])  # type: ignore[attr-defined]
+
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over the names and bytes of config, weights and tokenizer."""

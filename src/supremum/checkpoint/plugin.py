@@ -58,13 +58,13 @@ def register() -> None:
         store: Any
 
         def _process_model_before_weight_loading(self, model: Any, checkpoint_files: Any = None, **kwargs: Any) -> None:
-            from .archive import ArchiveStore
-            from .hf import SafetensorsStore
-            from .safetensors_file import SafetensorsFile
-
             files = [Path(file) for file in checkpoint_files]
             settings = {"version": getattr(self.quantization_config, "version", None)}
-            with torch.device("cpu"):  # Transformers calls this where new tensors are on the meta device
+            with torch.device("cpu"):  # Transformers calls this where new tensors, a module's too, are on the meta device
+                from .archive import ArchiveStore
+                from .hf import SafetensorsStore
+                from .safetensors_file import SafetensorsFile
+
                 self.store = ArchiveStore(SafetensorsStore([SafetensorsFile(file) for file in files]), settings,
                                           files[0].with_name("config.json"))
             model._keys_to_ignore_on_load_unexpected = {*(model._keys_to_ignore_on_load_unexpected or ()), r"^archive\."}

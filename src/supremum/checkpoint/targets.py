@@ -91,6 +91,12 @@ def _compressed_tensors() -> Target:
     return CompressedTensorsTarget()
 
 
+def _gptq() -> Target:
+    from .write_gptq import GPTQTarget
+
+    return GPTQTarget()
+
+
 def _archive() -> Target:
     try:
         from .write_archive import ArchiveTarget
@@ -99,7 +105,14 @@ def _archive() -> Target:
     return ArchiveTarget()  # type: ignore[return-value]
 
 
-_factories: dict[str, Callable[[], Target]] = {"gguf": _gguf, "compressed-tensors": _compressed_tensors, "archive": _archive}
+def _int8() -> Target:
+    from .int8 import Int8Target
+
+    return Int8Target()  # type: ignore[return-value]
+
+
+_factories: dict[str, Callable[[], Target]] = {
+    "gguf": _gguf, "compressed-tensors": _compressed_tensors, "gptq": _gptq, "archive": _archive, "int8": _int8}
 
 
 def names() -> list[str]:

@@ -163,6 +163,14 @@ tokenizer = AutoTokenizer.from_pretrained("{file}")
             write_atomic(folder / file, small[file])
         return folder
 
+    def stored(self, name: str, codec_name: str, shape: tuple[int, ...]) -> list[Spec]:
+        """The stored tensors of a compressed matrix (O, I)."""
+        return _coded(name, codec_name, shape)
+
+    def quantization(self, prepared: Prepared, plan: Mapping[str, str]) -> dict[str, Any]:
+        """The `quantization_config` of config.json."""
+        return quantization_config(prepared.linears, plan)
+
     def _values(self, checkpoint: Any, coded: Mapping[str, Coded], name: str, specs: list[Spec]) -> list[Tensor]:
         if name in coded:
             value = coded[name]
@@ -178,7 +186,7 @@ tokenizer = AutoTokenizer.from_pretrained("{file}")
         shards: list[dict[str, list[Spec]]] = [{}]
         filled = 0
         for name, info in checkpoint.tensors.items():
-            specs = _coded(name, plan[name], tuple(info.shape)) if name in plan else [kept(prepared, name, info)]
+            specs = self.stored(name, plan[name], tuple(info.shape)) if name in plan else [kept(prepared, name, info)]
             size = sum(spec.nbytes for spec in specs)
             if filled and filled + size > SHARD:
                 shards.append({})
@@ -194,7 +202,7 @@ tokenizer = AutoTokenizer.from_pretrained("{file}")
         prepared = self._prepare(checkpoint)
         config = config_of(checkpoint, prepared)
         if plan:
-            config["quantization_config"] = quantization_config(prepared.linears, plan)
+            config["quantization_config"] = self.quantization(prepared, plan)
             if any(kind and kind.bfloat16 for kind in map(layout, plan.values())):
                 config["dtype"] = "bfloat16"
         files = {"config.json": to_json(config), **prepared.files}

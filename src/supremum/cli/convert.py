@@ -13,6 +13,7 @@ from .common import Debug, Json, Result, Target, verb
 @verb("""
     supremum convert small --target compressed-tensors --out floats
     supremum convert models/llama --target gguf --out llama-gguf
+    supremum convert archived --target int8 --out integers
 """)
 def convert(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A model folder, hub id, .gguf file or `demo`.")],
@@ -24,8 +25,8 @@ def convert(
 ) -> Result:
     """Write MODEL's weights for another runtime, and prove the result there.
 
-    Floats keep their type, compressed weights become 16-bit floats; a GGUF's tensors stay as they are in GGUF.
-    To make a model smaller use `supremum optimize`.
+    Floats keep their type, compressed weights become 16-bit floats; a GGUF's tensors stay as they are in GGUF; an archive's
+    integers stay integers with --target int8. To make a model smaller use `supremum optimize`.
     """
     from ..pipeline import convert as run
 

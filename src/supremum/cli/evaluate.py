@@ -13,6 +13,7 @@ from .common import Debug, Dtype, Json, Model, Precision, Result, Seed, Text, ve
     supremum evaluate small --reference demo
     supremum evaluate smaller --reference models/llama --text held-out.txt
     supremum evaluate small/model.gguf --reference demo --text held-out.txt --tokens 16384 --json
+    supremum evaluate small --reference demo --cache q8_0,q4_0 --tokens 4096
 """)
 def evaluate(
     model: Model,
@@ -21,6 +22,9 @@ def evaluate(
     text: Text = None,
     tokens: Annotated[int, typer.Option("--tokens", min=64, help="Tokens to score.")] = 16384,
     length: Annotated[int, typer.Option("--length", min=16, help="Tokens in a window.")] = 1024,
+    cache: Annotated[str | None, typer.Option(
+        "--cache", metavar="K[,V]", help="Measure a quantised cache of keys and values instead, in llama.cpp: q8_0, q5_1, "
+                                         "q5_0, q4_1, q4_0 or iq4_nl, for both or for each.")] = None,
     seed: Seed = 0,
     dtype: Dtype = Precision.auto,
     as_json: Json = False,
@@ -28,6 +32,7 @@ def evaluate(
 ) -> Result:
     """Perplexity and, against --reference, KL (mean, median, 99th percentile) and same-top-token, with errors.
 
+    With --cache: the same of a .gguf file with that cache against its own float16 cache, and the bytes of both.
     Use text that the model was not calibrated on. Without --text the reference (or MODEL, without one) writes it.
     """
     if tokens < length:
@@ -37,8 +42,11 @@ def evaluate(
 
     from rich.console import Console
 
-    from ..measure import evaluate_files, render
+    from ..measure import cache_types, evaluate_cache_files, evaluate_files, render, render_cache
 
+    if cache:
+        found = evaluate_cache_files(model, reference, cache_types(cache), text=text, tokens=tokens, length=length, seed=seed)
+        return {"model": model, "reference": reference, "cache": asdict(found)}, lambda: Console().print(render_cache(found))
     precision = "float32" if dtype is Precision.auto else dtype.value
     quality = evaluate_files(model, reference, text=text, tokens=tokens, length=length, seed=seed, dtype=precision)
     document = {"model": model, "reference": reference, "quality": asdict(quality)}

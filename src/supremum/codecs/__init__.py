@@ -118,6 +118,6 @@ def bits_per_weight(codec: Codec, shape_OI: tuple[int, int]) -> float:
     return 8.0 * codec.nbytes(shape_OI) / (shape_OI[0] * shape_OI[1])
 
 
-from . import floats, gguf_blocks, gguf_k, integer  # noqa: E402, F401  (registration)
+from . import floats, gguf_blocks, gguf_k, gptq, integer  # noqa: E402, F401  (registration)
 
 __all__ = ["Codec", "Coded", "Grid", "bits_per_weight", "decode_grid", "fits", "get", "names", "register"]

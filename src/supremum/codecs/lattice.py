@@ -27,6 +27,10 @@ class Frame:
     row_class_O: Tensor
     column_class_I: Tensor
 
+    def scales(self) -> tuple[Tensor, Tensor]:
+        """The rows' and the columns' factors, float32."""
+        return (self.row_O.float() / OCTAVE).exp2(), (self.column_I.float() / OCTAVE).exp2()
+
 
 @dataclass(frozen=True)
 class Lattice:
@@ -46,5 +50,5 @@ class Lattice:
 
     def decode(self) -> Tensor:
         """w_hat (O, I), float32."""
-        row_O, column_I = ((side.float() / OCTAVE).exp2() for side in (self.frame.row_O, self.frame.column_I))
+        row_O, column_I = self.frame.scales()
         return self.integers_OI.float().mul_(row_O[:, None]).mul_(column_I)

@@ -22,10 +22,10 @@ TOKEN = {"num_bits": 8, "symmetric": True, "dynamic": True, "strategy": "token"}
 Shape = tuple[int, ...]
 
 
-def to_bf16(scale_OG: Tensor) -> Tensor:
-    """The nearest normal bfloat16, sign kept, as float32."""
+def to_bf16(scale_OG: Tensor, least: float = TINY, most: float = HUGE) -> Tensor:
+    """The nearest bfloat16 whose size is from `least` to `most`, sign kept, as float32."""
     assert not scale_OG.isnan().any(), "a scale is not a number"
-    size = scale_OG.float().abs().clamp(TINY, HUGE).bfloat16().float()
+    size = scale_OG.float().abs().clamp(least, most).bfloat16().float()
     return torch.where(scale_OG < 0, -size, size)
 
 

@@ -14,6 +14,7 @@ from ..errors import SupremumError
 from ..progress import phase
 from ..text import self_generated, tokens_from_text
 from .answers import Answers, score
+from .cache import CacheQuality, cache_bytes, evaluate_cache
 from .encoders import EncoderQuality, compare_pooled, pooled
 from .scores import Quality, summarise
 
@@ -44,6 +45,24 @@ def evaluate(checkpoint: Any, reference: Any | None, windows: Tensor, *,
     return summarise(scores, objective=answers.objective)
 
 
+def evaluate_cache_files(model: str | Path, reference: str | Path | None, types: tuple[str, str], *,
+                         text: Sequence[str | Path] | None, tokens: int, length: int, seed: int) -> CacheQuality:
+    """`supremum evaluate --cache`: open the models, get windows as `evaluate_files` does, and measure the cache."""
+    from ..checkpoint import open_checkpoint
+
+    candidate = open_checkpoint(model)
+    original = open_checkpoint(reference) if reference is not None else None
+    _same_vocabulary(candidate, original)
+    cache_bytes(candidate.config, types, length)  # before the long work
+    return evaluate_cache(candidate, original, _windows(original or candidate, text, tokens, length, seed), types)
+
+
+def _windows(source: Any, text: Sequence[str | Path] | None, tokens: int, length: int, seed: int) -> Tensor:
+    """Windows (n, T) of the text, or of what the model writes."""
+    return tokens_from_text(source, text, tokens=tokens, length=length, seed=seed) if text else \
+        self_generated(source, tokens=tokens, length=length, seed=seed)
+
+
 def evaluate_files(model: str | Path, reference: str | Path | None = None, *,
                    text: Sequence[str | Path] | None = None, tokens: int = 16384, length: int = 1024,
                    dtype: torch.dtype | str = torch.float32, seed: int = 0) -> Quality | EncoderQuality:
@@ -60,10 +79,7 @@ def evaluate_files(model: str | Path, reference: str | Path | None = None, *,
     candidate = open_checkpoint(model)
     original = open_checkpoint(reference) if reference is not None else None
     _same_vocabulary(candidate, original)
-    source = original or candidate
-    windows = tokens_from_text(source, text, tokens=tokens, length=length, seed=seed) if text else \
-        self_generated(source, tokens=tokens, length=length, seed=seed)
-    return evaluate(candidate, original, windows, dtype=kind)
+    return evaluate(candidate, original, _windows(original or candidate, text, tokens, length, seed), dtype=kind)
 
 
 def _evaluate_encoder(model: Any, reference: Any, windows: Tensor, dtype: torch.dtype) -> EncoderQuality:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from ..sizes import figure
+from ..sizes import figure, format_size
+from .cache import CacheQuality
 from .encoders import EncoderQuality
 from .scores import Quality
 
@@ -33,4 +34,19 @@ def render(quality: Quality | EncoderQuality) -> Table:
     row("  99th percentile", quality.kl_p99)
     row("  greatest", quality.kl_max)
     row("same most likely token", quality.same_top, quality.same_top_se, 100, " %")
+    return table
+
+
+def render_cache(found: CacheQuality) -> Table:
+    """A table of the quantised cache beside the float16 one; print it with rich."""
+    table = Table("", f"{found.keys} / {found.values}", "float16", min_width=48,
+                  title=f"cache (keys / values), {found.positions:,} positions, {found.runtime}")
+    table.columns[1].justify = table.columns[2].justify = "right"
+    error = "" if found.kl_se is None else f" ± {figure(found.kl_se, 2)}"
+    table.add_row("KL to the float16 cache, nats", figure(found.kl_mean) + error, "0")
+    table.add_row("same most likely token", f"{100 * found.same_top:.1f} %", "100 %")
+    table.add_row("perplexity", figure(found.perplexity, 4), figure(found.perplexity_exact, 4))
+    if found.kl_reference is not None:
+        table.add_row("KL to the reference, nats", figure(found.kl_reference), figure(found.kl_reference_exact))
+    table.add_row(f"bytes at {found.context:,} tokens", format_size(found.bytes), format_size(found.bytes_exact))
     return table

@@ -16,6 +16,8 @@ def card(document: Document) -> str:
     source, result, proof, text = document["inputs"], document["result"], document["proof"], document["text"]
     rows = "\n".join(f"| {label} | {_text(value)} | {_text(means)} |" for label, value, means in words.facts(document))
     agreement = "; ".join(f"{_text(key)} {_text(value)}" for key, value in words.agreement(document))
+    proved = (f"{'Proved' if proof['passed'] else 'NOT confirmed'} by a fresh process in {_text(words.runtime(document))}: "
+              f"{agreement}" if agreement else _text(f"N{words.vouched(document)[1:]}"))
     assumptions = "\n".join(f"- {_text(line)}" for line in document["assumptions"])
     run = target(result["target"]).how_to_run(
         _code(source["architecture"]), {layer["codec"] for layer in document["plan"]} - {"as it is"}, _code(result["file"]))
@@ -39,8 +41,7 @@ tags: [supremum, {result["target"]}, quantized]
 {rows}
 
 KL, agreement and perplexity were measured on {text["held_out_tokens"]:,} tokens that the model was not calibrated on
-({_text(text["held_out"])}). {"Proved" if proof["passed"] else "NOT confirmed"} by a fresh process in
-{_text(words.runtime(document))}: {agreement}.
+({_text(text["held_out"])}). {proved}.
 
 {assumptions}
 

@@ -145,15 +145,16 @@ class ResultSection(ResultBase, total=False):
 
 
 class Proof(TypedDict):
-    """`runtime.verify.Proof.asdict()`: a fresh process loaded the files in the stock runtime."""
+    """`runtime.verify.Proof.asdict()`: a fresh process loaded the files in the stock runtime. No positions: it is not
+    installed, and nothing was proved."""
 
     runtime: str
     version: str  # of the package that brings it: "xllamacpp 2026.10.11549"
     passed: bool
     positions: int
-    kl_mean: float
-    relative_error: float
-    same_top: float
+    kl_mean: Number
+    relative_error: Number
+    same_top: Number
     load_seconds: float
     prefill_tokens_per_second: Number
     decode_tokens_per_second: Number

@@ -33,9 +33,10 @@ def page(document: Document) -> str:
         "page.html", charts(document), d=document, headline=words.headline(document),
         verdict=words.verdict(document), facts=words.facts(document), seconds=words.seconds,
         before=format_size(document["inputs"]["bytes"]), after=format_size(document["result"]["bytes"]),
-        samples=_samples(document), agreement=words.agreement(document), speeds=words.speeds(document),
-        runtime=words.runtime(document), tables=tables(document["limits"]), assumptions=assumptions(document),
-        origins=_origins(document), total=sum(phase["seconds"] for phase in document["phases"]),
+        samples=_samples(document), agreement=words.agreement(document), vouched=words.vouched(document),
+        speeds=words.speeds(document), runtime=words.runtime(document), tables=tables(document["limits"]),
+        assumptions=assumptions(document), origins=_origins(document),
+        total=sum(phase["seconds"] for phase in document["phases"]),
         longest=max((phase["seconds"] for phase in document["phases"]), default=0) or 1)
 
 

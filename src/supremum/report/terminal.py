@@ -15,7 +15,7 @@ TIE = "\u2060"  # stands for a space at which no line is broken; never printed
 
 def result_lines(document: Document, folder: Path) -> list[str]:
     """The table as lines of at most 80 columns (paths alone may be longer)."""
-    source, result, proof = document["inputs"], document["result"], document["proof"]
+    source, result = document["inputs"], document["result"]
     measured, reference = result["measured"], result["measured"]["perplexity_reference"]
     saved = f"{source['bytes'] / result['bytes']:.2f} x smaller" if result["bytes"] else ""
     lines = ["", words.one_line(words.headline(document)), "=" * WIDTH, f"{'':<22}{'original':>16}{'now':>18}"]
@@ -41,17 +41,24 @@ def result_lines(document: Document, folder: Path) -> list[str]:
     if result["gap_bits"] is not None:
         row("limit at these bits", "", words.figure(result["limit_kl"]), "nats: no code is below")
         row("above the limit", "", f"{result['gap_bits']:.2f} bits", "a weight at this KL")
-    state = "passed" if proof["passed"] else "FAILED"
-    lines += _wrapped(
-        f"proof {state}: {words.one_line(words.runtime(document))} in a fresh process against our own decoding: KL "
-        f"{words.figure(proof['kl_mean'], 2)}, same token at {words.percent(proof['same_top'], 0)} of "
-        f"{proof['positions']} positions; decode {words.figure(proof['decode_tokens_per_second'])} tokens/s")
+    lines += _wrapped(_proof(document))
     phases = sorted(document["phases"], key=lambda phase: -phase["seconds"])
     lines += _wrapped(f"time {_solid(words.seconds(sum(phase['seconds'] for phase in phases)))}: " + ", ".join(
         f"{words.one_line(phase['name'])} {_solid(words.seconds(phase['seconds']))}" for phase in phases[:4]))
     lines += ["=" * WIDTH, f"model   {words.one_line(str(folder / result['file']))}",
               f"report  {words.one_line(str((folder / 'report.html').resolve()))}"]
     return lines
+
+
+def _proof(document: Document) -> str:
+    proof = document["proof"]
+    if not proof["positions"]:
+        return words.one_line(words.vouched(document))
+    state = "passed" if proof["passed"] else "FAILED"
+    return (f"proof {state}: {words.one_line(words.runtime(document))} in a fresh process against our own decoding: "
+            f"KL {words.figure(proof['kl_mean'], 2)}, same token at "
+            f"{words.percent(proof['same_top'], 0)} of {proof['positions']} positions; decode "
+            f"{words.figure(proof['decode_tokens_per_second'])} tokens/s")
 
 
 def show_result(document: Document, folder: Path) -> None:

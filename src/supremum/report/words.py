@@ -46,8 +46,16 @@ def verdict(document: Document) -> str:
         parts.append(f"KL {plus_minus(measured['kl_mean'], measured['kl_se'])} nats a token from the original")
     if document["result"]["gap_bits"] is not None:
         parts.append(f"{document['result']['gap_bits']:.2f} bits a weight above the limit")
-    vouched = f"{'proved' if document['proof']['passed'] else 'NOT confirmed'} in {runtime(document)}"
-    return "; ".join((", ".join(parts), vouched) if parts else (vouched,)) + "."
+    return "; ".join((", ".join(parts), vouched(document)) if parts else (vouched(document),)) + "."
+
+
+def vouched(document: Document) -> str:
+    """"proved in llama.cpp (xllamacpp 2026.10.11549)", or what is missing for a proof."""
+    proof = document["proof"]
+    if not proof["positions"]:
+        package = capabilities(proof["runtime"]).package if proof["runtime"] in names() else proof["runtime"]
+        return f"not proved in a stock runtime: install {package}"
+    return f"{'proved' if proof['passed'] else 'NOT confirmed'} in {runtime(document)}"
 
 
 def runtime(document: Document) -> str:
@@ -100,8 +108,10 @@ def facts(document: Document) -> list[tuple[str, str, str]]:
 
 
 def agreement(document: Document) -> list[tuple[str, str]]:
-    """The runtime's answers against our own decoding of the same file."""
+    """The runtime's answers against our own decoding of the same file; nothing without it."""
     proof = document["proof"]
+    if not proof["positions"]:
+        return []
     rows = [("KL from our decoding, nats", figure(proof["kl_mean"])),
             ("relative error of log-probabilities", figure(proof["relative_error"])),
             (f"same token, of {proof['positions']} positions", percent(proof["same_top"], 0))]
@@ -110,8 +120,10 @@ def agreement(document: Document) -> list[tuple[str, str]]:
 
 
 def speeds(document: Document) -> list[tuple[str, str]]:
-    """What the runtime did on this machine, in the proof's process."""
+    """What the runtime did on this machine, in the proof's process; nothing without it."""
     proof = document["proof"]
+    if not proof["positions"]:
+        return []
     return [("prefill, tokens/s", figure(proof["prefill_tokens_per_second"])),
             ("decode, tokens/s", figure(proof["decode_tokens_per_second"])),
             ("load", seconds(proof["load_seconds"])), ("memory", format_size(proof["memory"])),

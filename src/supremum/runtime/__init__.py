@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from ..errors import SupremumError
 
@@ -30,6 +30,7 @@ class Capabilities:
     rounds: bool  # whether it rounds activations, as `rounding` describes
     compressed: bool  # whether weights stay compressed in its memory
     floor: Tolerance  # what its arithmetic alone may differ from our decoding
+    package: str = ""  # without which results are written all the same, and called not proved
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,14 @@ def _transformers() -> type[Runtime]:
     return Transformers
 
 
-_engines: dict[str, Callable[[], type[Runtime]]] = {"llama_cpp": _llama_cpp, "transformers": _transformers}
+def _gptqmodel() -> type[Runtime]:
+    from .gptqmodel import GPTQModel
+
+    return GPTQModel
+
+
+_engines: dict[str, Callable[[], type[Runtime]]] = {
+    "llama_cpp": _llama_cpp, "transformers": _transformers, "gptqmodel": _gptqmodel}
 
 
 def names() -> list[str]:
@@ -84,12 +92,12 @@ def names() -> list[str]:
     return sorted(_engines)
 
 
-def load(name: str, path: str | Path, *, threads: int = 1, context: int = 1024) -> Runtime:
-    """Open `path` in the engine `name`, in this process. `context`: tokens that must fit.
+def load(name: str, path: str | Path, *, threads: int = 1, context: int = 1024, **options: Any) -> Runtime:
+    """Open `path` in the engine `name`, in this process. `context`: tokens that must fit; options: the engine's own.
 
     Raises SupremumError if the engine is unknown, is not installed, or refuses the file.
     """
-    return _engine(name)(Path(path), threads, context)
+    return _engine(name)(Path(path), threads, context, **options)
 
 
 def capabilities(name: str) -> Capabilities:

@@ -25,8 +25,9 @@ class LlamaCpp:
     capabilities = Capabilities("llama.cpp", rounds=True, compressed=True,
                                 floor=Tolerance(kl=1e-3, error=5e-3))  # float16 keys and values
 
-    def __init__(self, path: Path, threads: int = 1, context: int = 1024) -> None:
-        """Load a .gguf file. Raises SupremumError if xllamacpp is missing or refuses the file."""
+    def __init__(self, path: Path, threads: int = 1, context: int = 1024, cache: tuple[str, str] | None = None) -> None:
+        """Load a .gguf file. cache: ggml types of keys and values, float16 by default. Raises SupremumError if xllamacpp is
+        missing or refuses the file."""
         try:
             import xllamacpp
         except ImportError as error:
@@ -41,6 +42,11 @@ class LlamaCpp:
         params.verbosity = ERRORS_ONLY
         params.cpuparams.n_threads = threads
         params.cpuparams_batch.n_threads = threads
+        if cache is not None:
+            kinds = [getattr(xllamacpp.ggml_type, f"GGML_TYPE_{name.upper()}") for name in cache]
+            params.cache_type_k, params.cache_type_v = kinds
+            flash = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_ENABLED
+            params.flash_attn_type = flash  # without it quantised values are refused; with it for all, types alone differ
         try:
             self._server: Any = xllamacpp.Server(params)
         except RuntimeError as error:

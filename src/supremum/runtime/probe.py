@@ -1,8 +1,8 @@
 """The process in which only the stock runtime sees a finished file: `python -m supremum.runtime.probe OUT < REQUEST`.
 
 Request (JSON on stdin): runtime, path, threads, texts to tokenize, prompts (lists of token ids) with the prefix lengths
-to ask at, how many log-probabilities, how many tokens to time, and in how many rounds, of which the best is told. Answers
-go to the file OUT (.npz), not to stdout.
+to ask at, how many log-probabilities, how many tokens to time, in how many rounds, of which the best is told, and for
+llama.cpp perhaps the types of keys and values in its cache. Answers go to the file OUT (.npz), not to stdout.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ def main() -> int:
     before = process.memory_info().rss
     start = time.perf_counter()
     try:
-        runtime = load(request["runtime"], request["path"], threads=request["threads"], context=request["context"])
+        options = {"cache": request["cache"]} if "cache" in request else {}
+        runtime = load(request["runtime"], request["path"], threads=request["threads"], context=request["context"], **options)
         load_seconds = time.perf_counter() - start
         tokens = [runtime.tokenize(text) for text in request["texts"]]
         ids, values = [], []

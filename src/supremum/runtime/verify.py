@@ -14,6 +14,9 @@ activations (`rounding`), so our model is run a second time with the same roundi
 is the distance to be expected of llama.cpp. The limit is MARGIN times that, plus a floor for float16 keys and values.
 Measured on SmolLM2-135M: expected 0.101 and found 0.091 (Q4_0), 0.071 and 0.070 (Q4_1); with the q rows of one layer
 out of thirty left unpermuted 0.58.
+
+Where the stock runtime is a package that users may lack (`Capabilities.package`), nothing is claimed without it: the proof
+has not passed, its figures are None, and the reports say which package is missing.
 """
 
 from __future__ import annotations
@@ -33,7 +36,9 @@ from torch import Tensor
 
 from ..errors import SupremumError
 from ..limits.topology import usable_cores
-from . import Tolerance, capabilities
+from ..progress import note
+from ..versions import version_of
+from . import Capabilities, Tolerance, capabilities
 from .blockwise import float32_model
 from .probe import failure
 from .rounding import rounded
@@ -60,23 +65,24 @@ MARGIN = Tolerance(kl=5.0, error=1.5)  # times what the runtime's rounding of ac
 class Proof:
     """What the runtime answered. KL in nats; memory in bytes, what loading and running added to the process.
 
-    `expected_error`: the relative error that the runtime's own rounding of activations explains.
+    `expected_error`: the relative error that the runtime's own rounding of activations explains. Without the runtime
+    there are no positions and no figures, and nothing has passed.
     """
 
     runtime: str
     version: str
     positions: int
     top: int
-    kl_mean: float
-    kl_max: float
-    relative_error: float
-    expected_error: float
-    largest_difference: float
-    same_top: float
+    kl_mean: float | None
+    kl_max: float | None
+    relative_error: float | None
+    expected_error: float | None
+    largest_difference: float | None
+    same_top: float | None
     same_tokens: bool | None
     load_seconds: float
-    prefill_tokens_per_second: float
-    decode_tokens_per_second: float
+    prefill_tokens_per_second: float | None
+    decode_tokens_per_second: float | None
     memory: int
     threads: int
     seconds: float
@@ -91,9 +97,13 @@ def verify(path: str | Path, target: Any, reference: Any = None, *, prompts: lis
     """Load `path` in the target's stock runtime, in a fresh process, and compare its answers with ours.
 
     `reference`: the opened result (default: opened from `path`). `prompts`: token ids instead of the built-in texts.
-    Raises SupremumError if the runtime refuses the file, runs out of time, or answers differently.
+    Raises SupremumError if the runtime refuses the file, runs out of time, or answers differently. An engine whose package
+    may be missing, and is, gives a proof that has not passed.
     """
     start = time.perf_counter()
+    engine = capabilities(target.runtime)
+    if engine.package and version_of(engine.package) is None:
+        return _unproved(target.runtime, engine)
     if reference is None:
         from ..checkpoint import open_checkpoint
 
@@ -109,7 +119,6 @@ def verify(path: str | Path, target: Any, reference: Any = None, *, prompts: lis
         "count": min(TOP, reference.config.vocab_size), "speed": _speed(reference.config, prompts),
     }
     ids_PK, log_q_PK, facts = probe(request, timeout)
-    engine = capabilities(target.runtime)
     log_p_PV, expected = _ours(reference, prompts, lengths, engine.rounds)
     kl_P, error_P, largest, same = compare(log_p_PV, ids_PK, log_q_PK)
     limit = tolerance or Tolerance(engine.floor.kl + MARGIN.kl * expected.kl,
@@ -130,6 +139,14 @@ def verify(path: str | Path, target: Any, reference: Any = None, *, prompts: lis
             f"same top token at {same:.0%} of {len(kl_P)} positions, same token ids: {same_tokens}).",
             "The file is not fit for use; please report this with supremum.json.")
     return proof
+
+
+def _unproved(runtime: str, engine: Capabilities) -> Proof:
+    note(f"Not proved in a stock runtime: install {engine.package}.")
+    return Proof(
+        runtime=runtime, version="", positions=0, top=0, kl_mean=None, kl_max=None, relative_error=None, expected_error=None,
+        largest_difference=None, same_top=None, same_tokens=None, load_seconds=0.0, prefill_tokens_per_second=None,
+        decode_tokens_per_second=None, memory=0, threads=0, seconds=0.0, passed=False)
 
 
 def probe(request: dict[str, Any], timeout: float) -> tuple[Tensor, Tensor, dict[str, Any]]:
