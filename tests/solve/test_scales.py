@@ -45,7 +45,7 @@ def blocks_error(weight_OI: Tensor, grid: Grid, codec: Codec, importance_I: Tens
     """Weighted squared error of nearest rounding, float64, of every block that is stored by itself (O, blocks)."""
     decoded_OI = reference.decoded(reference.round_to_nearest(weight_OI, grid, codec), grid, codec)
     error_OI = (weight_OI - decoded_OI).square() * importance_I
-    error_ON = error_OI.view(len(error_OI), -1, codec.block if codec.block > 1 else error_OI.shape[1]).sum(-1)
+    error_ON = error_OI.view(len(error_OI), -1, codec.block if codec.step else error_OI.shape[1]).sum(-1)
     return error_ON.sum(0, keepdim=True) if codec.rows > 1 else error_ON
 
 
@@ -138,7 +138,8 @@ def test_weights_too_small_for_a_reciprocal() -> None:
         weight_OI = torch.zeros(2, reference.columns(codec))
         weight_OI[0, ::2] = 1e-41
         grid = search(weight_OI, torch.ones(weight_OI.shape[1]), codec)
-        assert bool(grid.scale_OG.isfinite().all()) and float(grid.scale_OG.abs().max()) < 1e-7
+        rounded_OI = reference.decoded(reference.round_to_nearest(weight_OI, grid, codec), grid, codec)
+        assert bool(grid.scale_OG.isfinite().all()) and float(rounded_OI.abs().max()) < 1e-7
 
 
 @pytest.mark.parametrize(("bits", "widest", "slack"), [(2, 0.25, 1.001), (3, 0.12, 1.0025)])
