@@ -209,12 +209,12 @@ class _Water:
 
     def solve(self, weights: Mapping[str, Tensor], metric: Metric, plan: Mapping[str, str]) -> dict[str, Watered]:
         """Matrices that read the same inputs share the columns of their frame; each is solved on a core of its own."""
-        fishers = self.gathered.fishers(self.blocks[next(iter(weights))])
         spread = Spread.of(torch.cat(list(weights.values())))
         rows = spread.row_O.split([len(weight_OI) for weight_OI in weights.values()])
 
         def one(name: str, row_O: Tensor) -> Watered:
-            fisher = fishers[name.removeprefix(f"{self.blocks[name]}.").removesuffix(".weight")]
+            block = self.blocks[name]
+            fisher = self.gathered.fisher(block, name.removeprefix(f"{block}.").removesuffix(".weight"))
             outputs = Outputs.of(fisher, OUTPUT_DAMPING)
             return water(weights[name], metric, outputs, self.level, Spread(row_O, spread.column_I))
 

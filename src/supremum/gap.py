@@ -116,12 +116,11 @@ def _damage(gathered: Gathered, file: Checkpoint, spectra: list[LayerSpectrum]) 
     nats, feedback = {}, {}
     for block in track(gathered.stream.blocks, "compare the layers"):
         sums, keys = moments(gathered.workspace, gathered.calls, block)
-        fishers = gathered.fishers(block)
         for layer, key in keys.items():
             name = gathered.inner(block, layer)
             change_OI = gathered.weight(name, file) - gathered.weight(name)
             image_OI = change_OI @ sums[key]
-            steady = fishers[layer]
+            steady = gathered.fisher(block, layer)
             weighted_OI = steady @ change_OI if steady.ndim == 2 else steady[:, None] * change_OI
             nats[name] = max(0.0, 0.5 * float((weighted_OI * image_OI).sum()))
             plain = float(change_OI.square().sum()) * float(sums[key].diagonal().mean())

@@ -55,17 +55,15 @@ class Gathered:
             for block in self.stream.blocks:
                 sums, keys = moments(self.workspace, self.calls, block)
                 sides = {key: analysed(total, tokens=self.windows.numel()) for key, total in sums.items()}
-                outputs = self.fishers(block)
                 for layer, key in keys.items():
                     name = self.inner(block, layer)
-                    yield spectrum(name, self.weight(name), sides[key], outputs[layer])
+                    yield spectrum(name, self.weight(name), sides[key], self.fisher(block, layer))
                 advance()
 
-    def fishers(self, block: str) -> dict[str, Tensor]:
-        """The output Fisher, shrunk, of each linear layer of a block by the layer's name inside it."""
-        found, shares = self.block_fisher(block, "B|"), self.block_fisher(block, "r|")
-        uses = sum(call.block == block for call in self.calls)
-        return {key[2:]: shrunk(fisher, float(shares[f"r|{key[2:]}"]) / uses) for key, fisher in found.items()}
+    def fisher(self, block: str, layer: str) -> Tensor:
+        """The output Fisher, shrunk, of one linear layer by its name inside the block."""
+        found, share = (self.block_fisher(block, key)[key] for key in (f"B|{layer}", f"r|{layer}"))
+        return shrunk(found, float(share) / sum(call.block == block for call in self.calls))
 
     def block_fisher(self, block: str, prefix: str) -> dict[str, Tensor]:
         """Fisher files' entries of one block that start with `prefix`, summed over its calls."""

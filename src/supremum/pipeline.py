@@ -78,7 +78,8 @@ def optimize(model: str | Path, budget: Budget, *, target: str = "gguf", text: l
              only: list[str] | None = None, fresh: bool = False, seed: int = 0, dtype: str = "auto") -> Result:
     """Compress `model` to `budget` and prove it. Raises SupremumError for what the user can mend.
 
-    target: "gguf", "compressed-tensors" or "archive". text: calibration and held-out sources; None: the model writes its own.
+    target: "gguf", "compressed-tensors", "gptq" or "archive". text: calibration and held-out sources; None: the model writes
+    its own.
     keep: parts of tensor names that stay as they are. only: codec names to choose from instead of the target's menu.
     fresh: discard what an interrupted run left. dtype: of the forward passes, "auto", "float32" or "bfloat16".
     """

@@ -41,11 +41,7 @@ class CompressedStore:
         self._inner = inner
         self._path = config_path
         self._declared = declared(settings, config_path)
-        self._pieces: dict[str, dict[str, str]] = {}
-        for name in inner.entries:
-            base, _, part = name.rpartition(".")
-            if part in PARTS:
-                self._pieces.setdefault(f"{base}.weight", {})[part] = name
+        self._pieces = {f"{base}.weight": pieces for base, pieces in inner.pieces(PARTS).items()}
         for weight, pieces in self._pieces.items():
             if "weight_packed" not in pieces and weight in inner.entries:
                 pieces["weight"] = weight

@@ -41,11 +41,7 @@ class GPTQStore:
         self._version = version(settings, config_path)
         if any(isinstance(module, Conv1D) for module in build(config, config_path, real_buffers=False).modules()):
             raise CheckpointError(f"{config_path}: layers that store the transpose are not read from GPTQ.", ORIGINAL)
-        self._pieces: dict[str, dict[str, str]] = {}
-        for name in inner.entries:
-            base, _, part = name.rpartition(".")
-            if part in PARTS:
-                self._pieces.setdefault(f"{base}.weight", {})[part] = name
+        self._pieces = {f"{base}.weight": pieces for base, pieces in inner.pieces(PARTS).items()}
         consumed = {name for pieces in self._pieces.values() for name in pieces.values()}
         self.entries: dict[str, TensorInfo] = {n: i for n, i in inner.entries.items() if n not in consumed}
         self._bits: dict[str, int] = {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,15 @@ class SafetensorsStore:
 
     def file(self, name: str) -> Path:
         return self._file[name].path
+
+    def pieces(self, parts: Collection[str]) -> dict[str, dict[str, str]]:
+        """Stored names whose last word is one of `parts`: what stands before it -> the word -> the name."""
+        found: dict[str, dict[str, str]] = {}
+        for name in self.entries:
+            base, _, part = name.rpartition(".")
+            if part in parts:
+                found.setdefault(base, {})[part] = name
+        return found
 
 
 def open_folder(folder: Path, source: str) -> Checkpoint:

@@ -109,11 +109,7 @@ class Int8Store:
             raise CheckpointError(f"{config_path}: {METHOD} of version {str(settings.get('version'))[:20]!r}.",
                                   "Upgrade supremum, or convert the archive again.")  # fmt: skip
         self._inner, self._transposed = inner, set(map(str, transposed))
-        self._parts: dict[str, dict[str, str]] = {}
-        for stored in inner.entries:
-            name, _, part = stored.rpartition(".")
-            if part in PARTS:
-                self._parts.setdefault(name, {})[part] = stored
+        self._parts = inner.pieces(PARTS)
         consumed = {stored for parts in self._parts.values() for stored in parts.values()}
         self.entries = {name: info for name, info in inner.entries.items() if name not in consumed}
         for name in self._parts:

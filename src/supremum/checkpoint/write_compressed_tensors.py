@@ -258,8 +258,13 @@ def _coded(name: str, codec: str, shape: tuple[int, ...]) -> list[Spec]:
     kind = layout(codec)
     if kind is None:
         raise CheckpointError(f"{name}: {codec} is not a codec of compressed-tensors.")
+    return specs_of(name, kind.stored(shape))
+
+
+def specs_of(name: str, stored: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> list[Spec]:
+    """What a codec stores, under the module's name."""
     module = name.removesuffix(".weight")
-    return [Spec(f"{module}.{part}", dtype, found) for part, (dtype, found) in kind.stored(shape).items()]
+    return [Spec(f"{module}.{part}", dtype, shape) for part, (dtype, shape) in stored.items()]
 
 
 def kept(prepared: Prepared, name: str, info: Any) -> Spec:

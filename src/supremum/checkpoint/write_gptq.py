@@ -18,13 +18,11 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from typing import Any
 
-import torch
-
 from .. import __version__, codecs
 from ..codecs.gptq import BLOCK, GPTQ
 from ..errors import CheckpointError
 from .architecture import objective
-from .write_compressed_tensors import FUSED, CompressedTensorsTarget, Prepared, to_json
+from .write_compressed_tensors import FUSED, CompressedTensorsTarget, Prepared, specs_of, to_json
 from .write_safetensors import Spec
 
 CODEC = re.compile(r"gptq(\d)-(?:g(\d+)|channel)")
@@ -71,13 +69,7 @@ With `pip install gptqmodel optimum` Transformers loads it too, if no layer was 
         codec = codecs.get(codec_name) if CODEC.fullmatch(codec_name) else None
         if not isinstance(codec, GPTQ):
             raise CheckpointError(f"{name}: {codec_name} is not a codec of GPTQ.")
-        rows, columns = shape
-        groups = columns // codec.step if codec.step else 1
-        module = name.removesuffix(".weight")
-        return [Spec(f"{module}.qweight", torch.int32, (columns * codec.bits // 32, rows)),
-                Spec(f"{module}.qzeros", torch.int32, (groups, -(-rows * codec.bits // 32))),
-                Spec(f"{module}.scales", torch.float16, (groups, rows)),
-                Spec(f"{module}.g_idx", torch.int32, (columns,))]
+        return specs_of(name, codec.stored(shape))
 
     def quantization(self, prepared: Prepared, plan: Mapping[str, str]) -> dict[str, Any]:
         """The `quantization_config` of config.json."""

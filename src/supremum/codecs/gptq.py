@@ -23,7 +23,7 @@ from torch import Tensor
 
 from . import Grid, register
 from .integer import pack_bits, unpack_bits
-from .layout import to_bf16
+from .layout import Shape, nbytes_of, to_bf16
 
 BITS = (2, 3, 4, 8)
 BLOCK = 32  # inputs (and outputs) that readers unpack together
@@ -65,11 +65,17 @@ class GPTQ:
         codes_OI = unpack_bits(tensors["qweight"].T.contiguous(), self.bits, shape_OI[1])
         return codes_OI, Grid(tensors["scales"].T.float().contiguous())
 
-    def nbytes(self, shape_OI: tuple[int, int]) -> int:
-        """Bytes of all tensors of `pack`."""
+    def stored(self, shape_OI: Shape) -> dict[str, tuple[torch.dtype, Shape]]:
+        """Type and shape of each tensor that `pack` gives for a matrix of this shape."""
         rows, columns = shape_OI
         groups = columns // self.step if self.step else 1
-        return 4 * rows * (columns * self.bits // 32) + groups * (4 * -(-rows * self.bits // 32) + 2 * rows) + 4 * columns
+        return {"qweight": (torch.int32, (columns * self.bits // 32, rows)),
+                "qzeros": (torch.int32, (groups, -(-rows * self.bits // 32))),
+                "scales": (torch.float16, (groups, rows)), "g_idx": (torch.int32, (columns,))}
+
+    def nbytes(self, shape_OI: tuple[int, int]) -> int:
+        """Bytes of all tensors of `pack`."""
+        return nbytes_of(self.stored(shape_OI))
 
 
 for _bits in BITS:

@@ -10,6 +10,7 @@ A codec whose scheme also rounds the layer's inputs is called like its weights a
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -27,6 +28,11 @@ def to_bf16(scale_OG: Tensor, least: float = TINY, most: float = HUGE) -> Tensor
     assert not scale_OG.isnan().any(), "a scale is not a number"
     size = scale_OG.float().abs().clamp(least, most).bfloat16().float()
     return torch.where(scale_OG < 0, -size, size)
+
+
+def nbytes_of(stored: Mapping[str, tuple[torch.dtype, Shape]]) -> int:
+    """Bytes of tensors of these types and shapes."""
+    return sum(dtype.itemsize * math.prod(shape) for dtype, shape in stored.values())
 
 
 class Layout:
@@ -49,7 +55,7 @@ class Layout:
 
     def nbytes(self, shape_OI: Shape) -> int:
         """Bytes of all tensors of `pack`."""
-        return sum(dtype.itemsize * math.prod(shape) for dtype, shape in self.stored(shape_OI).values())
+        return nbytes_of(self.stored(shape_OI))
 
     def groups(self, shape_OI: Shape) -> int:
         """Scales of a row."""
