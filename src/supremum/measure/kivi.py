@@ -46,6 +46,8 @@ class KiviLayer(DynamicLayer):
     """One layer's cache; `keys` and `values` hold the exact end of it."""
 
     is_croppable = False
+    keys: Any  # None until the first tokens
+    values: Any
 
     def __init__(self, bits: int) -> None:
         super().__init__()
@@ -86,7 +88,8 @@ def caches(config: Any, bits: int) -> Cache:
     if kinds != {"full_attention"} or width % GROUP:
         raise SupremumError(f"A kivi cache needs full attention in all layers and heads of a multiple of {GROUP} numbers.",
                             "Measure a .gguf file with llama.cpp's cache types.")
-    return Cache(layers=[KiviLayer(bits) for _ in range(config.num_hidden_layers)])
+    layers: list[Any] = [KiviLayer(bits) for _ in range(config.num_hidden_layers)]
+    return Cache(layers=layers)
 
 
 @torch.inference_mode()
@@ -107,8 +110,10 @@ def evaluate_kivi(checkpoint: Any, windows: Tensor, bits: int) -> dict[str, Any]
             plain, cache = DynamicCache(config=model.config), caches(model.config, bits)
             p_TV, q_TV = answers(model, window_T, plain), answers(model, window_T, cache)
             scores.append(compare(p_TV[:-1], q_TV[:-1], window_T[1:]))
-            nbytes = sum(layer.nbytes() for layer in cache.layers)  # type: ignore[attr-defined]
-            exact = sum(2 * (la.keys.numel() + la.values.numel()) for la in plain.layers)  # type: ignore[union-attr]
+            ours: list[Any] = cache.layers
+            theirs: list[Any] = plain.layers
+            nbytes = sum(layer.nbytes() for layer in ours)
+            exact = sum(2 * (layer.keys.numel() + layer.values.numel()) for layer in theirs)
             advance()
     found = summarise(scores)
     return {"found": found, "bytes": nbytes, "bytes_exact": exact}
