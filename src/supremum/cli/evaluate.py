@@ -24,7 +24,8 @@ def evaluate(
     length: Annotated[int, typer.Option("--length", min=16, help="Tokens in a window.")] = 1024,
     cache: Annotated[str | None, typer.Option(
         "--cache", metavar="K[,V]", help="Measure a quantised cache of keys and values instead, in llama.cpp: q8_0, q5_1, "
-                                         "q5_0, q4_1, q4_0 or iq4_nl, for both or for each.")] = None,
+                                         "q5_0, q4_1, q4_0 or iq4_nl, for both or for each; or kivi8, kivi4, "
+                                         "kivi2 in Transformers.")] = None,
     seed: Seed = 0,
     dtype: Dtype = Precision.auto,
     as_json: Json = False,

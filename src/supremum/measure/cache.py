@@ -29,6 +29,7 @@ from .scores import compare, summarise
 
 TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")  # that llama.cpp's attention reads
 EXACT = "f16"
+KIVI = {"kivi8": 8, "kivi4": 4, "kivi2": 2}  # bits, in Transformers (kivi.py)
 POSITIONS = 8  # of each window
 
 
@@ -58,9 +59,12 @@ class CacheQuality:
 
 def cache_types(text: str) -> tuple[str, str]:
     """"q8_0" or "q8_0,q4_0": the types of keys and of values. Raises SupremumError for others."""
+    if text.lower() in KIVI:
+        return text.lower(), text.lower()
     names = text.lower().split(",")
     if len(names) > 2 or not set(names) <= set(TYPES):
-        raise SupremumError(f"{text!r} is not a type of cache, nor two of them.", f"Give K or K,V of {', '.join(TYPES)}.")
+        raise SupremumError(f"{text!r} is not a type of cache, nor two of them.",
+                            f"Give K or K,V of {', '.join(TYPES)}; or one of {', '.join(KIVI)}.")
     return names[0], names[-1]
 
 
@@ -81,7 +85,9 @@ def cache_bytes(config: Any, types: tuple[str, str], context: int) -> int:
 
 def evaluate_cache(checkpoint: Any, reference: Any | None, windows: Tensor, types: tuple[str, str], *,
                    threads: int | None = None) -> CacheQuality:
-    """Measure the .gguf file `checkpoint` on windows (n, T) int64; see CacheQuality."""
+    """Measure the .gguf file `checkpoint` on windows (n, T) int64, or a folder with a kivi cache; see CacheQuality."""
+    if types[0] in KIVI:
+        return _evaluate_kivi(checkpoint, windows, types)
     if checkpoint.format != "gguf":
         raise SupremumError(f"{checkpoint.source}: a quantised cache is measured in llama.cpp, which reads .gguf files.",
                             "Convert it first: supremum convert MODEL --target gguf --out DIR")
@@ -107,6 +113,20 @@ def evaluate_cache(checkpoint: Any, reference: Any | None, windows: Tensor, type
         kl_reference=None if original_PV is None else score(original_PV, q_PV).kl_mean,
         kl_reference_exact=None if original_PV is None else score(original_PV, p_PV).kl_mean,
         context=length, bytes=nbytes, bytes_exact=exact, positions=len(target_P), windows=len(windows), runtime=version)
+
+
+def _evaluate_kivi(checkpoint: Any, windows: Tensor, types: tuple[str, str]) -> CacheQuality:
+    import transformers
+
+    from .kivi import evaluate_kivi
+
+    got = evaluate_kivi(checkpoint, windows, KIVI[types[0]])
+    found = got["found"]
+    return CacheQuality(
+        keys=types[0], values=types[1], kl_mean=found.kl_mean, kl_se=found.kl_se, same_top=found.same_top,
+        perplexity=found.perplexity, perplexity_exact=found.perplexity_reference, kl_reference=None,
+        kl_reference_exact=None, context=windows.shape[1], bytes=got["bytes"], bytes_exact=got["bytes_exact"],
+        positions=windows.numel() - len(windows), windows=len(windows), runtime=f"transformers {transformers.__version__}")
 
 
 def _answers(checkpoint: Any, windows: Tensor, ends: Sequence[int], types: tuple[str, str],

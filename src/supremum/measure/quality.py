@@ -14,7 +14,7 @@ from ..errors import SupremumError
 from ..progress import phase
 from ..text import self_generated, tokens_from_text
 from .answers import Answers, score
-from .cache import CacheQuality, cache_bytes, evaluate_cache
+from .cache import KIVI, CacheQuality, cache_bytes, evaluate_cache
 from .encoders import EncoderQuality, compare_pooled, pooled
 from .scores import Quality, summarise
 
@@ -50,10 +50,13 @@ def evaluate_cache_files(model: str | Path, reference: str | Path | None, types:
     """`supremum evaluate --cache`: open the models, get windows as `evaluate_files` does, and measure the cache."""
     from ..checkpoint import open_checkpoint
 
+    if types[0] in KIVI and reference is not None:
+        raise SupremumError(f"{types[0]} is measured against the same model with an exact cache.", "Leave out --reference.")
     candidate = open_checkpoint(model)
     original = open_checkpoint(reference) if reference is not None else None
     _same_vocabulary(candidate, original)
-    cache_bytes(candidate.config, types, length)  # before the long work
+    if types[0] not in KIVI:
+        cache_bytes(candidate.config, types, length)  # before the long work
     return evaluate_cache(candidate, original, _windows(original or candidate, text, tokens, length, seed), types)
 
 
