@@ -399,7 +399,7 @@ def real(args: argparse.Namespace) -> None:
     print(f"\n{weights} weights of {len(layers)} layers\n\n| code | bits | damage | bits saved at equal damage | solved in s "
           "|\n|---|---|---|---|---|", flush=True)
     for wanted in args.bits:
-        level = 2.0 ** math.log2(curve.level_at_bits(wanted - 0.5))
+        level = 2.0 ** curve.level_at_bits(wanted - 0.5)
         near = [integers(level), integers(level * 4**0.3)]
         slope = (near[0][0] - near[1][0]) / math.log2(near[1][1] / near[0][1])  # bits an octave of damage
         print(f"| integers | {near[0][0]:.3f} | {near[0][1]:.5g} | | {near[0][2]:.1f} |", flush=True)
