@@ -167,7 +167,7 @@ def replaced_loss(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) 
 class Replaced(PreTrainedModel):
     """Generator and discriminator with one table of token embeddings; only the discriminator is kept in the end."""
 
-    supports_gradient_checkpointing = False
+    _supports_sdpa = _supports_flash_attn = _supports_attention_backend = True  # its parts do
 
     def __init__(self, discriminator: Any, objective: Objective) -> None:
         super().__init__(discriminator.config)
