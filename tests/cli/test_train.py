@@ -26,8 +26,9 @@ def test_an_unknown_key_is_one_line(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_ctrl_c_exits_with_130_and_the_same_command_resumes(tmp_path: Path) -> None:
     (tmp_path / "t.txt").write_text("the river carries the stone to the garden. " * 300)
-    (tmp_path / "r.yaml").write_text("text: [t.txt]\ntokenizer: characters\nmodel: {family: gpt2, layers: 1, width: 32, heads: 2,"
-                                     " context: 32}\nlength: 32\nsteps: 400\ncheckpoint_every: 20\n")
+    (tmp_path / "r.yaml").write_text(
+        "text: [t.txt]\ntokenizer: characters\nmodel: {family: gpt2, layers: 1, width: 32, heads: 2, context: 32}\n"
+        "length: 32\nsteps: 400\ncheckpoint_every: 20\n")
     command = [sys.executable, "-m", "supremum", "train", str(tmp_path / "r.yaml"), "--data", str(tmp_path),
                "--out", str(tmp_path / "m"), "--json"]
     started = subprocess.Popen(command, text=True, stderr=subprocess.PIPE, stdout=subprocess.PIPE,
