@@ -1,0 +1,54 @@
+"""What the text verbs found, for a person: tables whose cells are plain text, never markup."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from .cleaning import CleanReport
+
+SHOWN = 2  # samples a step
+
+
+def table(title: str, columns: dict[str, bool], rows: list[list[Any]]) -> Table:
+    """`columns`: their heads, and whether they hold numbers."""
+    made = Table(title=Text(title), title_justify="left", box=None, pad_edge=False)
+    for name, number in columns.items():
+        made.add_column(name, justify="right" if number else "left", overflow="fold")
+    for row in rows:
+        made.add_row(*(Text(f"{cell:,}" if isinstance(cell, int) else str(cell)) for cell in row))
+    return made
+
+
+def clean_table(report: CleanReport) -> Group:
+    speed = f", {report.bytes / 1e6 / report.seconds:.2f} MB/s" if report.bytes and report.seconds else ""
+    title = (f"{report.read:,} documents read, {report.kept:,} kept; {report.characters_read:,} characters, "
+             f"{report.characters_kept:,} kept ({report.seconds:.1f} s{speed})")
+    parts: list[Any] = [table(title, {"step": False, "dropped": True, "changed": True, "what": False}, [
+        [name, step.dropped, step.changed, ", ".join(f"{kind} {count:,}" for kind, count in step.counts.most_common(8))]
+        for name, step in report.steps.items()])]
+    samples = [[name, sample["kind"], line(f"{sample['place'].rsplit('/', 1)[-1]}: {sample['before']}"),
+                line(sample["after"])]
+               for name, step in report.steps.items() for sample in step.samples[:SHOWN]]
+    if samples:
+        parts += ["", table("Samples (more in the report)",
+                            {"step": False, "kind": False, "met": False, "became": False}, samples)]
+    if report.leaks:
+        found = report.leaks
+        parts += ["", Text(
+            f"Evaluation text: {found.leaked} of {found.evaluation} documents share a run of {found.n} words with "
+            f"{found.carriers} training documents ({found.whole} are there whole, {100 * found.share:.2f} % of all runs; "
+            f"{found.short} too short to look for).")]
+        if found.documents:
+            parts.append(table("", {"leaked": False, "share": True, "begins": False}, [
+                [one["place"], f"{100 * one['share']:.1f} %", line(one["opening"])] for one in found.documents[:5]]))
+    return Group(*parts, "", Text(f"Written: {report.out}"))
+
+
+def line(text: str, most: int = 72) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= most else text[:most - 1] + "…"
