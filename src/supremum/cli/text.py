@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .common import Debug, Json, Result, verb
+from .common import Debug, Json, Result, size_option, verb
 
 text = typer.Typer(name="text", no_args_is_help=True, rich_markup_mode="rich",
                    help="From raw text to what a model is trained on: clean it, train a tokenizer, pack tokens, augment.")
@@ -30,6 +30,18 @@ class Form(str, Enum):
     none = "none"
 
 
+class Kind(str, Enum):
+    bpe = "bpe"
+    wordpiece = "wordpiece"
+    unigram = "unigram"
+
+
+class Bytes(str, Enum):
+    level = "level"
+    fallback = "fallback"
+    none = "none"
+
+
 class Unit(str, Enum):
     document = "document"
     paragraph = "paragraph"
@@ -42,6 +54,7 @@ Sources = Annotated[list[str], typer.Argument(
 FieldName = Annotated[str, typer.Option("--field", metavar="NAME", help="The column or key that holds the document.")]
 UnitOf = Annotated[Unit, typer.Option("--unit", help="What of a plain text file is one document.")]
 Workers = Annotated[int | None, typer.Option("--workers", min=1, help="Processes; as many as processors by default.")]
+Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first record that cannot be read.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Replace what stands there.")]
 
 
@@ -67,8 +80,8 @@ def similarity_option(value: float) -> float:
 @verb("""
     supremum text clean raw/ --out clean.jsonl
     supremum text clean a.csv --field review --language en,zh --out c.jsonl
-    supremum text clean a.txt --unit line --near 0.7 --quality gopher --out c.txt
-    supremum text clean a.jsonl --against test.jsonl --drop-leaks --out c.jsonl
+    supremum text clean a.txt --unit line --near 0.7 --quality c4 --out c.txt
+    supremum text clean a.jsonl --against b.jsonl --drop-leaks --out c.jsonl
 """)
 def clean(
     sources: Sources,
@@ -95,7 +108,7 @@ def clean(
                                                       help="The evaluation text's --field, where it is another.")] = None,
     run: Annotated[int, typer.Option("--run", min=5, help="Words in a row that are a leak.")] = 13,
     drop_leaks: Annotated[bool, typer.Option("--drop-leaks", help="Drop the documents that hold a leak.")] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="Stop at the first record that cannot be read.")] = False,
+    strict: Strict = False,
     workers: Workers = None,
     fresh: Fresh = False,
     as_json: Json = False,
@@ -123,6 +136,90 @@ def clean(
     document = plain(found)
     write_atomic(report_file(out), json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False).encode())
     return document, lambda: Console().print(clean_table(found))
+
+
+@text.command()
+@verb("""
+    supremum text tokenizer clean.jsonl --vocabulary 32000 --out tok
+    supremum text tokenizer a.txt --kind unigram --vocabulary 16000 --out tok
+    supremum text tokenizer en.txt --kind wordpiece --lowercase --out tok
+    supremum text tokenizer held-out.txt --measure demo --json
+""")
+def tokenizer(
+    sources: Sources,
+    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Output folder, for AutoTokenizer.")] = None,
+    measure: Annotated[str | None, typer.Option(
+        "--measure", metavar="MODEL", help="Train nothing: report how MODEL's tokenizer suits the sources.")] = None,
+    kind: Annotated[Kind, typer.Option("--kind", help="How pieces are found.")] = Kind.bpe,
+    vocabulary: Annotated[int, typer.Option("--vocabulary", min=300, help="Tokens, special and byte ones included.")] = 32000,
+    bytes_as: Annotated[Bytes | None, typer.Option(
+        "--bytes", help="Text as bytes (level), bytes for what the vocabulary lacks (fallback), unknown tokens (none). bpe: "
+                        "level, unigram: fallback, wordpiece: none, unless given.")] = None,
+    lowercase: Annotated[bool, typer.Option("--lowercase", help="Lower-case the text.")] = False,
+    special: Annotated[list[str] | None, typer.Option(
+        "--special", metavar="TOKEN", help="A token that is never split, such as <|im_start|>; repeatable.")] = None,
+    most: Annotated[int, typer.Option("--most", parser=size_option, metavar="SIZE",
+                                      help="Characters that are trained on at most.")] = "1GB",  # type: ignore[assignment]
+    field: FieldName = "text",
+    fresh: Fresh = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> Result:
+    """Train a tokenizer, and report its fertility and coverage in each language of the text.
+
+    Every twentieth piece of the text is kept from training, for the report.
+    """
+    if (out is None) == (measure is None):
+        raise typer.BadParameter("give either --out DIR or --measure MODEL")
+
+    from rich.console import Console
+
+    from ..text import Reading, load_text, tokenizer_report, train_tokenizer
+    from ..text.packing import tokenizer_named
+    from ..text.tables import fertility_table
+
+    if measure is not None:
+        found = tokenizer_report(tokenizer_named(measure), load_text(sources, Reading(field)))
+    else:
+        assert out is not None
+        found = train_tokenizer(sources, out, kind=kind.value, vocabulary=vocabulary, lowercase=lowercase,
+                                bytes_as=bytes_as.value if bytes_as else None, special=special or (), most=most,
+                                reading=Reading(field), fresh=fresh)
+    return found.document(), lambda: Console().print(fertility_table(found))
+
+
+@text.command()
+@verb("""
+    supremum text pack clean.jsonl --tokenizer tok --out packed
+    supremum text pack a.txt --unit line --tokenizer demo --out packed
+""")
+def pack(
+    sources: Sources,
+    tokenizer: Annotated[str, typer.Option("--tokenizer", metavar="MODEL", help="A folder with a tokenizer, or a model.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Output folder.")],
+    shard: Annotated[int, typer.Option("--shard", min=1, metavar="TOKENS", help="Tokens in a file.")] = 1 << 26,
+    field: FieldName = "text",
+    unit: UnitOf = Unit.document,
+    strict: Strict = False,
+    workers: Workers = None,
+    fresh: Fresh = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> Result:
+    """Turn text into memory-mapped shards of tokens with document boundaries; training reads them with PackedTokens.
+
+    The tokenizer is kept in the folder. The order is the sources'; reading shuffles, by a seed, and can be resumed.
+    """
+    from rich.console import Console
+
+    from ..plain import plain
+    from ..text import Reading
+    from ..text import pack as run
+    from ..text.tables import pack_lines
+
+    done = run(sources, tokenizer, out, shard=shard, workers=workers, reading=Reading(field, unit.value), strict=strict,
+               fresh=fresh)
+    return plain(done), lambda: Console().print(pack_lines(done))
 
 
 def report_file(out: Path) -> Path:

@@ -31,7 +31,7 @@ from .duplicates import banding, exact_groups, near_groups, shingles
 from .leakage import Evaluation, Leaks, N
 from .parallel import ordered_map
 from .reading import Reading
-from .sources import bytes_of, files_of, load_text, watched
+from .sources import bytes_of, files_of, load_text, names_of, watched
 from .steps import Cleaned, Cleaner, Event, Rules, excerpt
 
 SAMPLES, ALIKE = 12, 3  # samples a step, and of one kind
@@ -91,14 +91,13 @@ def clean_text(sources: Sources, out: str | Path, *, rules: Rules | None = None,
     """
     rules, path, started = rules or Rules(), Path(out).expanduser(), time.perf_counter()
     rules = replace(rules, near=near is not None)
-    sources = [sources] if isinstance(sources, (str, Path)) else list(sources)
-    against = [against] if isinstance(against, (str, Path)) else list(against)
+    sources, against = names_of(sources), names_of(against)
     check_file(path, sources, fresh)
     if near is not None and not 0 < near <= 1:
         raise SupremumError(f"A similarity of {near:g} is not above 0 and at most 1.", "0.8 is usual.")
-    report = CleanReport(str(path), [str(s) for s in sources], {
+    report = CleanReport(str(path), names_of(sources), {
         **vars(rules), "exact": exact, "near": near, "banding": banding(near) if near is not None else None,
-        "against": [str(s) for s in against], "run": run, "strict": strict}, bytes=bytes_of(sources))
+        "against": against, "run": run, "strict": strict}, bytes=bytes_of(sources))
     for name in ("read", "html", "characters", *(["language"] if rules.languages else []),
                  *(["quality"] if rules.quality else []), *(["leaks"] if against else []), *(["pii"] if rules.pii else []),
                  *(["exact duplicates"] if exact else []), *(["near duplicates"] if near is not None else [])):

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,7 @@ def load_text(sources: Sequence[str | Path], reading: Reading | None = None) -> 
             raise reading.first or SupremumError(f"{source}: holds no text.", "Name a file with text in it.")
 
 
-def watched(sources: Sequence[str | Path], reading: Reading, name: str) -> Iterator[tuple[str, str]]:
+def watched(sources: Sequence[str | Path], reading: Reading, name: str) -> Generator[tuple[str, str], None, None]:
     """(place, document) pairs of the sources, as one phase whose steps are MB read."""
     done, total = 0, -(-bytes_of(sources) // 10**6)
     with phase(name, total or None) as advance:
@@ -70,6 +70,10 @@ def watched(sources: Sequence[str | Path], reading: Reading, name: str) -> Itera
                 done += 1
         if total:
             advance()
+
+
+def names_of(sources: Sequence[str | Path] | str | Path) -> list[str]:
+    return [str(source) for source in ([sources] if isinstance(sources, (str, Path)) else sources)]
 
 
 def suffix_of(path: Path) -> str:

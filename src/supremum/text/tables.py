@@ -10,6 +10,8 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from .cleaning import CleanReport
+    from .fertility import Fertility
+    from .packing import Packing
 
 SHOWN = 2  # samples a step
 
@@ -47,6 +49,29 @@ def clean_table(report: CleanReport) -> Group:
             parts.append(table("", {"leaked": False, "share": True, "begins": False}, [
                 [one["place"], f"{100 * one['share']:.1f} %", line(one["opening"])] for one in found.documents[:5]]))
     return Group(*parts, "", Text(f"Written: {report.out}"))
+
+
+def fertility_table(report: Fertility) -> Group:
+    rows = []
+    for code, suits in list(report.languages.items())[:12]:
+        ratios = suits.ratios()
+        rows.append([code, suits.documents, suits.characters, f"{ratios['tokens_per_word']:.3f}",
+                     f"{ratios['tokens_per_character']:.3f}", f"{ratios['bytes_per_token']:.2f}",
+                     f"{100 * ratios['coverage']:.2f} %", f"{100 * ratios['unknown']:.2f} %",
+                     f"{100 * ratios['exact']:.1f} %"])
+    shown = table(f"A vocabulary of {report.size:,}" + ", on text held out of training" * bool(report.out),
+                  {"lang": False, "docs": True, "chars": True, "tok/word": True, "tok/char": True, "bytes/tok": True,
+                   "covered": True, "unknown": True, "exact": True}, rows)
+    return Group(shown, "", Text(f"Written: {report.out}")) if report.out else Group(shown)
+
+
+def pack_lines(done: Packing) -> Text:
+    speed = f", {done.characters / 1e6 / done.seconds:.2f} M characters/s" if done.seconds else ""
+    text = (f"{done.documents:,} documents, {done.characters:,} characters -> {done.tokens:,} tokens ({done.dtype}) in "
+            f"{done.shards} shard{'s' * (done.shards != 1)}; {done.unknown:,} unknown ({done.seconds:.1f} s{speed})")
+    if done.unreadable:
+        text += f"\n{done.unreadable:,} records could not be read: {line(done.faults[0], 160)}"
+    return Text(f"{text}\n\nWritten: {done.out}")
 
 
 def line(text: str, most: int = 72) -> str:
