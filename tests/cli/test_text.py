@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from supremum.cli import app
 
-VERBS = ["clean", "tokenizer", "pack"]
+VERBS = ["clean", "tokenizer", "pack", "augment"]
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -41,6 +41,8 @@ def test_help_shows_examples_and_they_parse(verb: str, tmp_path: Path, monkeypat
     ["clean", "a.txt"], ["clean", "a.txt", "--out", "b.jsonl", "--language", "klingon"],
     ["clean", "a.txt", "--out", "b.jsonl", "--pii", "names"], ["clean", "a.txt", "--out", "b.jsonl", "--near", "2"],
     ["clean", "a.txt", "--out", "b.jsonl", "--drop-leaks"], ["clean", "--out", "b.jsonl"], ["polish", "a.txt"],
+    ["augment", "a.txt", "--out", "b.jsonl"], ["augment", "a.txt", "--out", "b.jsonl", "--swap", "2"],
+    ["augment", "a.txt", "--out", "b.jsonl", "--synonyms", "0.1"],
     ["tokenizer", "a.txt"], ["tokenizer", "a.txt", "--out", "t", "--measure", "demo"], ["pack", "a.txt", "--out", "p"],
     ["tokenizer", "a.txt", "--out", "t", "--kind", "magic"], ["tokenizer", "a.txt", "--out", "t", "--most", "lots"],
 ])

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .common import Debug, Json, Result, size_option, verb
+from .common import Debug, Json, Result, Seed, size_option, verb
 
 text = typer.Typer(name="text", no_args_is_help=True, rich_markup_mode="rich",
                    help="From raw text to what a model is trained on: clean it, train a tokenizer, pack tokens, augment.")
@@ -176,8 +176,10 @@ def tokenizer(
 
     from ..text import Reading, load_text, tokenizer_report, train_tokenizer
     from ..text.packing import tokenizer_named
+    from ..text.sources import bytes_of
     from ..text.tables import fertility_table
 
+    bytes_of(sources)  # they exist, before a model is opened
     if measure is not None:
         found = tokenizer_report(tokenizer_named(measure), load_text(sources, Reading(field)))
     else:
@@ -220,6 +222,58 @@ def pack(
     done = run(sources, tokenizer, out, shard=shard, workers=workers, reading=Reading(field, unit.value), strict=strict,
                fresh=fresh)
     return plain(done), lambda: Console().print(pack_lines(done))
+
+
+@text.command()
+@verb("""
+    supremum text augment train.jsonl --swap 0.1 --delete 0.1 --out more.jsonl
+    supremum text augment a.jsonl --synonyms 0.1 --model demo --out b.jsonl
+    supremum text augment a.jsonl --back-translation mt.py:back --out b.jsonl
+""")
+def augment(
+    sources: Sources,
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Output: .jsonl, .txt.")],
+    mask: Annotated[float, typer.Option("--mask", help="Probability that a word is masked.")] = 0.0,
+    delete: Annotated[float, typer.Option("--delete", help="Probability that a word falls.")] = 0.0,
+    swap: Annotated[float, typer.Option("--swap", help="Swaps of neighbouring words, a word.")] = 0.0,
+    synonyms: Annotated[float, typer.Option("--synonyms", help="Probability that a word becomes a neighbour of it in the "
+                                                               "embedding of --model.")] = 0.0,
+    mix: Annotated[float, typer.Option("--mix", help="Probability that a copy goes on with another document's end.")] = 0.0,
+    back: Annotated[str | None, typer.Option("--back-translation", metavar="FILE.py:FUNCTION",
+                                             help="Your function: a list of texts in, as many out.")] = None,
+    model: Annotated[str | None, typer.Option("--model", metavar="MODEL", help="Whose embedding gives the synonyms.")] = None,
+    mask_token: Annotated[str, typer.Option("--mask-token", help="What masked words become.")] = "<mask>",
+    copies: Annotated[int, typer.Option("--copies", min=1, help="Changed copies of each document.")] = 1,
+    originals: Annotated[bool, typer.Option("--originals/--no-originals", help="Write the documents, too.")] = True,
+    field: FieldName = "text",
+    unit: UnitOf = Unit.document,
+    seed: Seed = 0,
+    fresh: Fresh = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> Result:
+    """Add changed copies of each document. Everything is off unless named; the same seed gives the same bytes."""
+    shares = {"mask": mask, "delete": delete, "swap": swap, "synonyms": synonyms, "mix": mix}
+    if not any(shares.values()) and back is None:
+        raise typer.BadParameter("name a change: --mask, --delete, --swap, --synonyms, --mix or --back-translation")
+    if wrong := next((name for name, share in shares.items() if not 0 <= share <= 1), None):
+        raise typer.BadParameter(f"--{wrong} {shares[wrong]:g} is no probability")
+    if bool(synonyms) != (model is not None):
+        raise typer.BadParameter("--synonyms and --model go together")
+
+    from rich.console import Console
+
+    from ..plain import plain
+    from ..text import Reading, augment_text
+    from ..text.augmentation import Changes, function_named, neighbours_of
+    from ..text.cleaning import check_file
+    from ..text.tables import augmented_table
+
+    check_file(out, sources, fresh)  # before a model is loaded
+    done = augment_text(sources, out, Changes(**shares), copies=copies, originals=originals, mask_token=mask_token, seed=seed,
+                        neighbours=neighbours_of(model) if model else None, fresh=fresh,
+                        back_translate=function_named(back) if back else None, reading=Reading(field, unit.value))
+    return plain(done), lambda: Console().print(augmented_table(done))
 
 
 def report_file(out: Path) -> Path:

@@ -24,7 +24,7 @@ from ..workspace import replacing_folder, write_atomic
 from .packed import FORMAT, INDEX, STARTS, VERSION, Encoder
 from .parallel import ordered_map
 from .reading import Reading
-from .sources import names_of, watched
+from .sources import bytes_of, names_of, watched
 from .vocabulary import check_folder
 from .windows import frame
 
@@ -57,6 +57,7 @@ def pack(sources: Sequence[str | Path], tokenizer: Any, out: str | Path, *, shar
     check_folder(folder, INDEX, fresh)
     if shard < 1:
         raise SupremumError(f"A shard of {shard} tokens holds nothing.", f"{SHARD} is usual.")
+    bytes_of(sources)  # they exist, before a model is opened
     if isinstance(tokenizer, (str, Path)):
         tokenizer = tokenizer_named(str(tokenizer))
     if not getattr(tokenizer, "is_fast", False):

@@ -21,7 +21,7 @@ from ..errors import SupremumError
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 AHEAD = 3  # batches in flight a worker
-CHARACTERS, ITEMS = 1 << 20, 256  # a batch ends with the item that reaches either
+CHARACTERS, ITEMS = 1 << 18, 256  # a batch ends with the item that reaches either; an interruption waits for those begun
 _function: Callable[[Any], Any]  # of a worker
 
 

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from .augmentation import Augmented
     from .cleaning import CleanReport
     from .fertility import Fertility
     from .packing import Packing
@@ -72,6 +73,15 @@ def pack_lines(done: Packing) -> Text:
     if done.unreadable:
         text += f"\n{done.unreadable:,} records could not be read: {line(done.faults[0], 160)}"
     return Text(f"{text}\n\nWritten: {done.out}")
+
+
+def augmented_table(done: Augmented) -> Group:
+    counts = ", ".join(f"{name} {count:,}" for name, count in done.counts.items())
+    head = (f"{done.read:,} documents read, {done.written:,} written; {counts or 'no change'}; {done.same:,} copies came out "
+            f"as they were and were left out")
+    samples = table("Samples", {"before": False, "after": False},
+                    [[line(sample["before"]), line(sample["after"])] for sample in done.samples])
+    return Group(Text(head), "", samples, "", Text(f"Written: {done.out}"))
 
 
 def line(text: str, most: int = 72) -> str:
