@@ -284,7 +284,7 @@ def test_a_full_disk_while_tensors_are_written(tmp_path: Path, monkeypatch: pyte
         def refuse(*args: Any, words: str = words) -> None:
             raise SafetensorError(f"Error while serializing: {words}")
 
-        monkeypatch.setattr(module, "save_file", refuse)
+        monkeypatch.setattr("safetensors.torch.save_file", refuse)
         with pytest.raises(expected):
             workspace.save("x.safetensors", content(2))
     assert int(workspace.load("x.safetensors")["step"]) == 1

@@ -18,14 +18,15 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
 
 from .errors import StateError, SupremumError
 from .plain import plain
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 T = TypeVar("T")
 LEFTOVERS = (".*.part", ".tmp*")  # of killed writes: ours, and those of safetensors inside ours
@@ -179,6 +180,8 @@ class Workspace:
 
     def save(self, name: str, tensors: dict[str, Tensor]) -> None:
         """Write tensors; safetensors sorts them, so their order is kept beside them."""
+        from safetensors.torch import save_file  # with torch, which the text verbs do without
+
         with replacing(self.path(name)) as temporary:
             save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, {"order": json.dumps(list(tensors))})
 

@@ -65,6 +65,14 @@ def test_clean_reports_in_json_in_a_file_and_in_a_table(tmp_path: Path) -> None:
     assert result.exit_code == 0 and "2 documents read, 1 kept" in result.stdout and "[bold]" in result.stdout
 
 
+def test_cleaning_loads_no_torch(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("some words\n")
+    code = ("import sys; from typer.testing import CliRunner; from supremum.cli import app; "
+            "found = CliRunner().invoke(app, sys.argv[1:]); sys.exit(found.exit_code or 'torch' in sys.modules)")
+    words = ["text", "clean", str(tmp_path / "a.txt"), "--out", str(tmp_path / "b.jsonl"), "--workers", "2"]
+    assert subprocess.run([sys.executable, "-c", code, *words]).returncode == 0
+
+
 def test_errors_are_one_line(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"")
     result = invoke("clean", tmp_path / "a.txt", "--out", tmp_path / "b.jsonl", "--json")
