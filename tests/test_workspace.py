@@ -16,7 +16,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from supremum import workspace as module
 from supremum.errors import StateError, SupremumError
 from supremum.workspace import Workspace, replacing, write_atomic
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import os
 import random
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 from supremum.errors import SupremumError
 from supremum.text import Reading, clean_text, cleaning
 from supremum.text.duplicates import banding, chance, jaccard, shingles, signature
+from supremum.text.parallel import ordered_map
 from supremum.text.steps import Rules
 
 
@@ -138,6 +140,11 @@ def test_near_duplicates_are_those_of_brute_force(tmp_path):
     clean_text(write(tmp_path / "a.jsonl", texts), tmp_path / "out.jsonl", workers=1)
     assert kept(tmp_path / "out.jsonl") == expected
     assert len(expected) < len(texts) - 5
+
+
+def test_a_worker_that_dies_is_an_error():
+    with pytest.raises(SupremumError, match="A worker process ended"):
+        list(ordered_map(os._exit, [3], workers=2, size=lambda _: 1))
 
 
 def test_texts_without_words_are_not_alike(tmp_path):

@@ -102,18 +102,20 @@ def near_groups(file: Path, shingles_of: Callable[[int], np.ndarray], threshold:
         return np.zeros(0, dtype=np.int64), {}
     signatures_NK = np.memmap(file, dtype="<u4", mode="r").reshape(-1, ENTRIES)
     first_N = same_N.copy()
+    alone_M = np.flatnonzero(same_N == np.arange(len(same_N)))
     bands, rows = banding(threshold)
     slack = 4 * np.sqrt(threshold * (1 - threshold) / ENTRIES)
     evidence: dict[int, tuple[int, float]] = {}
     refused: set[tuple[int, int]] = set()
     for band in range(bands):
-        hashes_N = band_hashes(signatures_NK, band, rows)
-        order_N = np.argsort(hashes_N, kind="stable")
-        again_N = hashes_N[order_N[1:]] == hashes_N[order_N[:-1]]
-        leaders_N = _spread_first(order_N, np.concatenate([[True], ~again_N]))
-        for place in np.flatnonzero(again_N):
-            document, before = int(order_N[place + 1]), int(order_N[place])
-            for other in {int(leaders_N[document]), before}:
+        hashes_M = band_hashes(signatures_NK, band, rows)[alone_M]
+        order_M = np.argsort(hashes_M, kind="stable")
+        again_M = hashes_M[order_M[1:]] == hashes_M[order_M[:-1]]
+        leaders_M = _spread_first(order_M, np.concatenate([[True], ~again_M]))
+        for place in np.flatnonzero(again_M):
+            later, before = order_M[place + 1], order_M[place]
+            document = int(alone_M[later])
+            for other in sorted({int(alone_M[leaders_M[later]]), int(alone_M[before])}):
                 if root(first_N, document) == root(first_N, other) or (other, document) in refused:
                     continue
                 if np.mean(signatures_NK[document] == signatures_NK[other]) < threshold - slack:
