@@ -3,7 +3,7 @@
     python examples/scaling_ladder.py TEXT --out DIR [--vocabulary 1024] [--only-ladder]
 
 TEXT is a text file. Its last tenth is held out; a tokenizer is trained on the rest (characters, or byte-level BPE with
---vocabulary). Twelve Llama models of four widths and three lengths are trained through Transformers; each adds a line to
+--vocabulary). Fourteen Llama models of four widths and four lengths are trained through Transformers; each adds a line to
 DIR/runs.jsonl. Then L = E + A/N^alpha + B/D^beta is fitted to them, DIR/predicted.json is written with the loss of two larger
 runs and its interval, and only then are these trained and compared.
 
@@ -43,8 +43,8 @@ class Run:
 
 
 WIDTHS = (16, 32, 48, 64)  # 7,200 to 102,528 parameters with 65 characters; heads of 16, two layers
-LADDER = [Run(2, width, steps) for steps in (960, 1920, 3840) for width in WIDTHS]
-HELD_OUT = [Run(2, 96, 3840), Run(2, 128, 3840)]  # 2.2 and 3.9 times the largest of the ladder
+LADDER = [Run(2, width, steps) for steps in (960, 1920, 3840) for width in WIDTHS] + [Run(2, 16, 7680), Run(2, 32, 7680)]
+HELD_OUT = [Run(2, 96, 3840), Run(2, 128, 5760)]  # 2.2 and 3.9 times the largest of the ladder
 
 
 def tokenize(text: str, vocabulary: int, out: Path) -> tuple[torch.Tensor, torch.Tensor, int]:
@@ -207,7 +207,7 @@ def main() -> None:
     measured = {run.name: run for run in read_runs(path)}
     for run, row in zip(HELD_OUT, json.loads(said.read_text()), strict=True):
         loss = measured[run.name].loss
-        print(f"{row['params']:,.0f} parameters, {row['tokens']:,.0f} tokens: measured {loss:.4f}, predicted {row['loss']:.4f} "
+        print(f"{run.name}, {row['params']:,.0f} parameters: measured {loss:.4f}, predicted {row['loss']:.4f} "
               f"[{row['low']:.4f}, {row['high']:.4f}], error {100 * (row['loss'] / loss - 1):+.2f} %, "
               f"{'inside' if row['low'] <= loss <= row['high'] else 'OUTSIDE'} the interval")
     print(f"supremum limit --scaling {path} " + " ".join(f"--held-out {run.name}" for run in HELD_OUT))

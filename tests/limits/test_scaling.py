@@ -16,7 +16,7 @@ from supremum.cli import app
 from supremum.errors import SupremumError
 from supremum.limits.best import Budget, best, choices, optimum
 from supremum.limits.constants import constants
-from supremum.limits.forecast import check, predict
+from supremum.limits.forecast import check, predict, rehearse
 from supremum.limits.law import Law, effective, worth_of_bits
 from supremum.limits.runs import Run, read_runs
 from supremum.limits.scaling import fit_runs
@@ -97,6 +97,14 @@ def test_runs_that_cannot_tell_are_refused(runs: list[Run], says: str) -> None:
 def test_too_few_runs_are_an_error(runs: list[Run]) -> None:
     with pytest.raises(SupremumError):
         fit_runs(runs)
+
+
+def test_the_rehearsal_shows_runs_that_leave_the_law() -> None:
+    assert max(abs(row.error or 0) for row in rehearse(ladder(), draws=0)) < 1e-3
+    broken = [replace(run, loss=1.1 * run.loss) if run.params == SIZES[-1] else run for run in ladder()]
+    rows = rehearse(broken, draws=20)
+    assert len(rows) == 4 and all(row.error == pytest.approx(1 / 1.1 - 1, abs=1e-3) and not row.inside for row in rows)
+    assert rehearse([run for run in ladder() if run.params in SIZES[:2]]) == []
 
 
 def test_over_a_decade_only_when_told() -> None:

@@ -44,7 +44,7 @@ class Choice:
     epochs: float
     loss: float
     nbytes: float
-    bound_by: tuple[str, ...]  # of "compute", "data", "bytes", "serving": those without which it would be another
+    bound_by: tuple[str, ...]  # of "data", "bytes", "serving": those without which, beside compute, the loss would be less
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def choices(law: Law, budget: Budget, flops: float = 6.0) -> tuple[Choice, ...]:
 
 def _choice(law: Law, budget: Budget, bits: float, flops: float) -> Choice:
     params, tokens, loss = optimum(law, budget, bits, flops)
-    bound = ["compute"]
+    bound = []
     for name, without in (("data", replace(budget, data=None)), ("bytes", replace(budget, nbytes=None)),
                           ("serving", replace(budget, served=0.0))):
         if without != budget and optimum(law, without, bits, flops)[2] < loss * (1 - 1e-6):

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..errors import SupremumError
 from .runs import Run
-from .scaling import LEVEL, Fit
+from .scaling import LEVEL, Fit, fit_runs
 
 DECADE = 10.0
 PARAMETERS = 5
@@ -55,6 +55,17 @@ def check(fit: Fit, runs: Sequence[Run], *, extrapolate: bool = False, seed: int
         rows.append(Prediction(**{**vars(said), "measured": run.loss, "error": said.loss / run.loss - 1,
                                   "inside": said.low <= run.loss <= said.high}))
     return rows
+
+
+def rehearse(runs: Sequence[Run], *, seed: int = 0, draws: int = 100) -> list[Prediction]:
+    """The runs of the largest size, forecast from the smaller ones; none where these are too few to fit. It shows what no
+    interval of the law can: whether the runs follow it."""
+    largest = max(run.params for run in runs)
+    try:
+        fit = fit_runs([run for run in runs if run.params < largest], seed=seed, draws=draws)
+    except SupremumError:
+        return []
+    return check(fit, [run for run in runs if run.params == largest], extrapolate=True, seed=seed)
 
 
 def interval(fit: Fit, losses: Sequence[Any], middle: float, seed: int) -> tuple[float, float]:

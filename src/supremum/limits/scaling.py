@@ -223,7 +223,9 @@ def _doubts(runs: Sequence[Run], law: Law, laws: Sequence[Law], ln_n: Array, ln_
     if left > spread / 2:
         said.append(f"The runs are flat: their losses differ by {100 * spread:.2g} % (one deviation), and "
                     f"by {100 * left:.2g} % from the best law.")
-    if condition > 1e4:
+    if law.E <= 0:
+        said.append("The fit of E ended at 0: these runs do not tell the loss that neither parameters nor tokens remove.")
+    elif condition > 1e4:
         said.append(f"The condition number of the fit is {condition:.1e}: other exponents fit the runs as well.")
     for name, greek in (("alpha", law.A), ("beta", law.B)):
         value = getattr(law, name)

@@ -44,7 +44,9 @@ def render_scaling(document: dict[str, Any]) -> RenderableType:
         parts += [_head(document), _law(document)]
         parts += [Text(f"! {line}", style="yellow") for line in document["doubts"]]
         if rows := [*document["predictions"], *document["held_out"]]:
-            parts += [_forecasts(rows), *_warnings(rows)]
+            parts += [_forecasts("Runs that the fit has not seen, nats a token", rows), *_warnings(rows)]
+        if document["rehearsal"]:
+            parts += [_forecasts("Rehearsal: the largest size, from the smaller ones", document["rehearsal"])]
         if document["best"]:
             parts += [_best(document["best"])]
         elif document["frontier"]:
@@ -72,17 +74,16 @@ def _law(document: dict[str, Any]) -> Table:
     return table
 
 
-def _forecasts(rows: list[dict[str, Any]]) -> Table:
-    columns = ("run", "N", "tokens", "predicted", "interval", "measured", "error", "")
-    table = _table("Runs that the fit has not seen, nats a token", None, *columns)
+def _forecasts(title: str, rows: list[dict[str, Any]]) -> Table:
+    table = _table(title, None, "run", "N", "tokens", "predicted", "interval", "measured", "error")
     for row in rows:
+        mark = "[green]in[/]" if row["inside"] else "[red]OUT[/]"
         done = row["measured"] is not None
         table.add_row(
-            escape(row["name"] or "to be run")[:14], amount(row["params"]), amount(row["tokens"]), four(row["loss"]),
-            between((row["low"], row["high"]), four), four(row["measured"]) if done else "",
-            f"{100 * row['error']:+.2f} %" if done else "",
-            "" if not done else "[green]in[/]" if row["inside"] else "[red]OUT[/]")
-    table.caption = f"predicted: {how('estimate')}; measured: {how('measured')}; in: within the interval"
+            escape((row["name"] or ("-" if done else "to be run"))[:11]), amount(row["params"]), amount(row["tokens"]),
+            four(row["loss"]), f"{four(row['low'])}-{four(row['high'])}", four(row["measured"]) if done else "",
+            f"{100 * row['error']:+.2f} % {mark}" if done else "")
+    table.caption = f"predicted: {how('estimate')}; measured: {how('measured')}; in, OUT: of the interval"
     return table
 
 
@@ -92,7 +93,7 @@ def _warnings(rows: list[dict[str, Any]]) -> list[RenderableType]:
 
 def _best(answer: dict[str, Any]) -> RenderableType:
     budget = answer["budget"]
-    columns = ("bits", "parameters", "tokens", "epochs", "weights", "loss", "bound by")
+    columns = ("bits", "parameters", "tokens", "epochs", "weights", "loss", "bound also by")
     table = _table(f"Best for {budget_words(budget)}", "estimate", *columns, left=0)
     for index, row in enumerate(answer["bits"]):
         style = "bold" if index == 0 else ""

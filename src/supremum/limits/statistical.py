@@ -16,7 +16,7 @@ from ..errors import SupremumError
 from ..plain import plain
 from .best import Best, Budget, best, choices
 from .constants import Constants, constants
-from .forecast import check, predict
+from .forecast import check, predict, rehearse
 from .law import Law
 from .runs import Run, read_runs
 from .scaling import DRAWS, LEVEL, Fit, fit_runs
@@ -43,7 +43,8 @@ def statistical_limit(path: Path | str, *, budget: Budget | None = None, data: f
         "schema": SCHEMA, "source": str(path), "runs": kept, "law": fit.law, "intervals": fit.intervals, "level": LEVEL,
         "draws": [[law.alpha, law.beta] for law in fit.draws], "residuals": fit.residuals, "flops": fit.flops,
         "identified": fit.identified, "doubts": fit.doubts, "notes": [*fit.notes, *_said_of(answer)], "predictions": said,
-        "held_out": check(fit, held, extrapolate=extrapolate, seed=seed), "best": answer,
+        "held_out": check(fit, held, extrapolate=extrapolate, seed=seed), "rehearsal": rehearse(kept, seed=seed),
+        "best": answer,
         "frontier": frontier(fit) if fit.identified else [], "fits": fitted_curves(fit, held), **published(budget)}))
 
 
