@@ -82,7 +82,8 @@ def fit_runs(runs: Sequence[Run], *, seed: int = 0, draws: int = DRAWS, flops: f
 
     _, place, _ = _search(ln_n, ln_d, loss, once)
     polished = minimize(lambda at: _profile(at[None], ln_n, ln_d, loss, once, 80)[0][0], place[0], method="Nelder-Mead",
-                        options={"xatol": 1e-7, "fatol": 1e-15, "maxiter": 150})
+                        options={"xatol": 1e-7, "fatol": 1e-15, "maxiter": 80,
+                                 "initial_simplex": place[0] + 2e-3 * np.array([[0, 0], [1, 0], [0, 1]])})
     at = np.clip(polished.x, math.log(LOWEST), math.log(HIGHEST))
     best = _profile(at[None], ln_n, ln_d, loss, once, 200)[1][0]
     found = law(at, best)
