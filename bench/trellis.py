@@ -357,12 +357,11 @@ def real(args: argparse.Namespace) -> None:
         for number in args.blocks:
             block = list(gathered.stream.blocks)[number]
             sums, keys = moments(workspace, gathered.calls, block)
-            fishers = gathered.fishers(block)
             metrics = {key: Metric.of(total, damping=DAMPING) for key, total in sums.items()}
             for layer, key in keys.items():
                 weight_OI = gathered.weight(gathered.inner(block, layer))
-                layers.append((weight_OI, metrics[key], fishers[layer], Outputs.of(fishers[layer], OUTPUT_DAMPING),
-                               Spread.of(weight_OI)))
+                fisher = gathered.fisher(block, layer)
+                layers.append((weight_OI, metrics[key], fisher, Outputs.of(fisher, OUTPUT_DAMPING), Spread.of(weight_OI)))
     weights = sum(layer[0].numel() for layer in layers)
 
     def integers(level: float) -> tuple[float, float, float]:

@@ -38,12 +38,12 @@ def render(quality: Quality | EncoderQuality) -> Table:
 
 
 def render_cache(found: CacheQuality) -> Table:
-    """A table of the quantised cache beside the float16 one; print it with rich."""
-    table = Table("", f"{found.keys} / {found.values}", "float16", min_width=48,
+    """A table of the quantised cache beside the exact one (16 bits, or as the model computes); print it with rich."""
+    table = Table("", f"{found.keys} / {found.values}", "exact", min_width=48,
                   title=f"cache (keys / values), {found.positions:,} positions, {found.runtime}")
     table.columns[1].justify = table.columns[2].justify = "right"
     error = "" if found.kl_se is None else f" ± {figure(found.kl_se, 2)}"
-    table.add_row("KL to the float16 cache, nats", figure(found.kl_mean) + error, "0")
+    table.add_row("KL to the exact cache, nats", figure(found.kl_mean) + error, "0")
     table.add_row("same most likely token", f"{100 * found.same_top:.1f} %", "100 %")
     table.add_row("perplexity", figure(found.perplexity, 4), figure(found.perplexity_exact, 4))
     if found.kl_reference is not None:
