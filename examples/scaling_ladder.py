@@ -8,7 +8,7 @@ DIR/runs.jsonl. Then L = E + A/N^alpha + B/D^beta is fitted to them, DIR/predict
 runs and its interval, and only then are these trained and compared.
 
 Stop it whenever you like: finished runs are kept and the run under way goes on from its last saved step, with the same
-batches (a batch depends on seed and step alone). On one AVX2 core of its own the whole takes about a quarter of an hour.
+batches (a batch depends on seed and step alone). It took 24 minutes on one thread of a busy AVX2 machine.
 """
 
 from __future__ import annotations
