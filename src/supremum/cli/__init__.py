@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from .bare import BareFrontier
+from .bare import BareFrontier, BareScaling
 from .common import INTERRUPTED, quiet_libraries
 from .convert import convert
 from .doctor import doctor
@@ -29,7 +29,7 @@ app = typer.Typer(name="supremum", no_args_is_help=True, rich_markup_mode="rich"
                   epilog="Start here:  supremum optimize demo --size 75MB --tokens 4096 --out small")
 
 for verb in (limit, optimize, evaluate, convert, report, doctor):
-    app.command(no_args_is_help=False, cls=BareFrontier if verb is optimize else None)(verb)
+    app.command(no_args_is_help=False, cls={"optimize": BareFrontier, "limit": BareScaling}.get(verb.__name__))(verb)
 
 app.add_typer(text)
 
