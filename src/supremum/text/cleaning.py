@@ -42,7 +42,8 @@ Sources = Sequence[str | Path]
 
 @dataclass
 class Step:
-    """`dropped`: documents that fell, `changed`: others that it changed (leaks: that hold one); `counts`: of what; `samples`: what it met first."""
+    """`dropped`: documents that fell, `changed`: others that it changed (leaks: that hold one); `counts`: of what;
+    `samples`: what it met first."""
 
     dropped: int = 0
     changed: int = 0
