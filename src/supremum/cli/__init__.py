@@ -21,6 +21,7 @@ from .evaluate import evaluate
 from .limit import limit
 from .optimize import optimize
 from .report import report
+from .text import text
 
 app = typer.Typer(name="supremum", no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False,
                   context_settings={"help_option_names": ["-h", "--help"]},
@@ -29,6 +30,8 @@ app = typer.Typer(name="supremum", no_args_is_help=True, rich_markup_mode="rich"
 
 for verb in (limit, optimize, evaluate, convert, report, doctor):
     app.command(no_args_is_help=False, cls={"optimize": BareFrontier, "limit": BareScaling}.get(verb.__name__))(verb)
+
+app.add_typer(text)
 
 
 def _version(value: bool) -> None:
