@@ -281,7 +281,7 @@ def _double(value: Any) -> Any:
 def choose(block: nn.Module, pair: Pair, x_TI: Tensor, kinds: Mapping[str, str | None]) -> tuple[Folded, Tensor]:
     """(what was chosen, the producer's factors). kinds: reader -> its codec, or None if it stays as it is."""
     producer, width = block.get_submodule(pair.producer), len(_weight(block, pair.producer))
-    weights = {name: _weight(block, name).float() for name in pair.readers}
+    weights = {name: _weight(block, name).detach().float() for name in pair.readers}
     whole = getattr(producer, "bias", None) is not None or not all(kinds[name] for name in pair.readers)
     gain_P = _weight(block, pair.producer).double() + pair.offset if pair.offset is not None else None
     column_I = torch.cat(list(weights.values())).square().mean(0).sqrt()
