@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from supremum import Budget, SupremumError, codecs, measure_gap, open_checkpoint, optimize
+from supremum import Budget, SupremumError, codecs, open_checkpoint, optimize
 from supremum.codecs.activations import round_inputs, rounder
+from supremum.gap import gap_of
 from supremum.measure.quality import evaluate
 from supremum.solve.cancellation import nearest
 from supremum.solve.smoothing import Pair, choose, factors_of, find_pairs, output_error, smoothed
@@ -51,6 +53,12 @@ def test_the_function_stays(tiny_model, tmp_path, family, producers):
     norms = [name for pair in changed if (name := f"{pair['producer']}.weight") in view.tensors and view.read(name).ndim == 1]
     for name in norms:  # nothing is lost where they are stored
         assert torch.equal(view.read(name), view.read(name).bfloat16().float())
+
+
+def test_a_smoothed_file_is_not_compared_layer_by_layer(tiny_model, tmp_path):
+    original, view, _, _ = fold(tiny_model("llama", num_hidden_layers=1), tmp_path / "work")
+    with pytest.raises(SupremumError, match="smoothed"):
+        gap_of(SimpleNamespace(checkpoint=original), view)  # type: ignore[arg-type]
 
 
 def test_factors_by_hand():
@@ -126,6 +134,17 @@ def test_planted_outliers_cost_what_theory_says():
         float(expected.square().sum() / (x_TI @ weight_OI.T).square().sum()), rel=1e-3)
 
 
+@pytest.mark.parametrize(("kept", "bias", "powers"), [("", False, False), ("one", False, True), ("", True, True)])
+def test_what_is_stored_as_a_float_is_divided_by_powers_of_two(kept, bias, powers):
+    torch.manual_seed(0)
+    block, x_TI = Block(""), torch.randn(512, 32) * torch.logspace(-2, 2, 32)
+    block.one = nn.Linear(16, 32, bias=bias)
+    kinds = {name: None if name == kept else CODEC for name in ("one", "two")}
+    found, factor_P = choose(block, Pair("one", ("two",), None, 4), x_TI, kinds)
+    assert found.exponent is not None
+    assert torch.equal(factor_P.log2(), factor_P.log2().round()) == powers
+
+
 def test_optimize_with_outliers_opens_in_the_stock_reader_and_loses_less(tiny_model, tmp_path):
     """A tiny Llama with outliers in its norms' gains: W8A8 with smoothing against the same codec without."""
     model, text = tmp_path / "model", tmp_path / "text.txt"
@@ -153,5 +172,3 @@ def test_optimize_with_outliers_opens_in_the_stock_reader_and_loses_less(tiny_mo
     without = (exact.exp() * (exact - plain(input_ids=tokens_NT).logits.log_softmax(-1))).sum(-1).mean()
     found = evaluate(open_checkpoint(tmp_path / "out"), original, tokens_NT)
     assert found.kl_mean is not None and found.kl_mean < float(without.detach()) / 3
-    with pytest.raises(SupremumError, match="smoothed"):
-        measure_gap(tmp_path / "out", model, text=[str(text)], tokens=1024, dtype="float32")

@@ -12,7 +12,7 @@ The exponent a is chosen per pair by the error that the layers' outputs really h
     sum over readers E|Q(W s) q(x / s) - W x|^2 / E|W x|^2
 
 and no factor is taken that does not lower it. What is stored as a float loses nothing: a norm's gain after the division is
-a bfloat16 number, and s follows from it; where a bias is divided too, or a reader stays as it is, s is a power of two.
+a bfloat16 number, and s follows from it; where a bias is divided too, or a layer has no codec to take, s is a power of two.
 """
 
 from __future__ import annotations
@@ -264,7 +264,7 @@ def _trial(block: nn.Module, call: Call, hidden_NTd: Tensor, pairs: Sequence[Pai
 
 def _weight(block: nn.Module, name: str) -> Tensor:
     weight: Tensor = block.get_submodule(name).weight  # type: ignore[assignment]
-    return weight
+    return weight.detach()
 
 
 def _double(value: Any) -> Any:
@@ -279,10 +279,11 @@ def _double(value: Any) -> Any:
 
 
 def choose(block: nn.Module, pair: Pair, x_TI: Tensor, kinds: Mapping[str, str | None]) -> tuple[Folded, Tensor]:
-    """(what was chosen, the producer's factors). kinds: reader -> its codec, or None if it stays as it is."""
+    """(what was chosen, the producer's factors). kinds: linear layer -> its codec, or None if it stays as it is."""
     producer, width = block.get_submodule(pair.producer), len(_weight(block, pair.producer))
-    weights = {name: _weight(block, name).detach().float() for name in pair.readers}
-    whole = getattr(producer, "bias", None) is not None or not all(kinds[name] for name in pair.readers)
+    weights = {name: _weight(block, name).float() for name in pair.readers}
+    touched = (*pair.readers, pair.producer) if pair.offset is None else pair.readers
+    whole = getattr(producer, "bias", None) is not None or not all(kinds[name] for name in touched)
     gain_P = _weight(block, pair.producer).double() + pair.offset if pair.offset is not None else None
     column_I = torch.cat(list(weights.values())).square().mean(0).sqrt()
     weight_P = pair.narrow(column_I, width).double()
