@@ -121,7 +121,7 @@ def _fold(stream: BlockStream, windows_NT: Tensor, menu: Mapping[str, Sequence[s
     sample_NT = windows_NT[:max(1, TOKENS // windows_NT.shape[1])]
     shared = {*stream.checkpoint.tied, *stream.checkpoint.tied.values()}
     config = stream.model.config.get_text_config()
-    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    head = getattr(config, "head_dim", None) or config.hidden_size // (getattr(config, "num_attention_heads", None) or 1)
     hidden_NTd = stream.embed(sample_NT)
     factors: dict[str, Tensor] = {}
     folded: list[Folded] = []
@@ -241,7 +241,8 @@ def _trial(block: nn.Module, call: Call, hidden_NTd: Tensor, pairs: Sequence[Pai
     """The block's output with norms of gain 1, or with every pair folded by random powers of two: then no product and no
     sum is rounded otherwise, even where a norm or a softmax computes in float32."""
     draw = torch.Generator().manual_seed(0)
-    kept = {name: value.clone() for name, value in block.state_dict().items()}
+    kept = [(own, own.detach().clone()) for pair in pairs for name in (pair.producer, *pair.readers)
+            for own in block.get_submodule(name).parameters(recurse=False)]
     try:
         with torch.no_grad():
             for pair in pairs:
@@ -259,7 +260,9 @@ def _trial(block: nn.Module, call: Call, hidden_NTd: Tensor, pairs: Sequence[Pai
                     _weight(block, reader).mul_(pair.widen(factor_P, width))
         return run_block(block, call, hidden_NTd)
     finally:
-        block.load_state_dict(kept)
+        with torch.no_grad():
+            for own, value in kept:
+                own.copy_(value)
 
 
 def _weight(block: nn.Module, name: str) -> Tensor:
