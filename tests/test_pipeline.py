@@ -92,6 +92,8 @@ def test_one_format_and_its_measured_kl_is_that_of_the_file(tiny_model, text, tm
     assert document["proof"]["passed"] and {layer["codec"] for layer in document["plan"]} == {codec, "as it is"}
     assert any(line.startswith("Size only") for line in document["assumptions"])
     assert any("-a8" in line for line in document["assumptions"]) == codec.endswith("-a8")
+    smoothing = document["result"]["smoothing"]
+    assert smoothing is None if not codec.endswith("-a8") else len(smoothing["pairs"]) == 8 and not smoothing["not_folded"]
     length = window_length(original)
     _, held_out = calibration_and_held_out(original, [text], tokens=TOKENS, held_out_tokens=HELD_OUT_TOKENS, length=length,
                                            seed=0)

@@ -25,7 +25,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
+
 from .checkpoint import Checkpoint
+from .checkpoint.safetensors_file import DTYPES
 from .codecs.lattice import GAIN
 from .errors import SupremumError
 from .gather import Gathered
@@ -77,6 +80,11 @@ def gap_of(gathered: Gathered, file: Checkpoint) -> FileGap:
         if name not in file.tensors or tuple(file.tensors[name].shape) != tuple(info.shape):
             raise SupremumError(f"{file.source}: its tensor {name} is missing or has another shape than {original.source}'s.",
                                 "Give the model that the file was made from as --reference.")
+        if len(info.shape) == 1 and info.kind in DTYPES and not torch.allclose(
+                file.read(name).float(), original.read(name).float(), rtol=2**-6, atol=1e-6):
+            raise SupremumError(f"{file.source}: {name} differs from {original.source}'s: the file was tuned, or smoothed, "
+                                "so that its layers and the original's cannot be compared one by one.",
+                                "`supremum evaluate FILE --reference ORIGINAL` measures the KL.")
     reference = final_hidden(gathered.stream, gathered.held_out)
     quality = streamed_quality(gathered.stream, gathered.held_out, reference,
                                lambda name: gathered.weight(name, file) if name in gathered.shapes else

@@ -10,7 +10,7 @@ from __future__ import annotations
 import shlex
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from .allocate import Budget, Unit
 from .checkpoint import Checkpoint, open_checkpoint
 from .checkpoint.targets import Target
 from .checkpoint.targets import target as target_named
+from .codecs.activations import rounder
 from .costs import Costs, check_runtime, compare, measure_costs
 from .gap import FileGap, gap_of
 from .gather import (
@@ -34,6 +35,7 @@ from .gather import (
     gather_fisher,
     solve_candidates,
     window_length,
+    windows_of,
     work_folder,
 )
 from .limits import LayerSpectrum, Limits, Machine, limits
@@ -58,6 +60,7 @@ from .report import Document, write_report
 from .report.assemble import assemble
 from .runtime.verify import verify
 from .solve.candidates import Candidates
+from .solve.smoothing import smoothed
 from .stats.streaming import BlockStream, orientation
 from .text.generate import check_writes
 from .text.sources import files_of
@@ -144,6 +147,8 @@ def open_job(model: str | Path, folder: Path, *, target: str, text: list[str] | 
     inputs = {"supremum": __version__, "torch": torch.__version__.split("+")[0], "threads": torch.get_num_threads(),
               "model": checkpoint.fingerprint, "text": [_text_state(source) for source in sources], "seed": seed,
               "options": options}
+    if any(map(rounder, options["only"])):
+        inputs["smoothing"] = True
     return Job(str(model), checkpoint, kind, sources, seed, options, inputs)
 
 
@@ -187,6 +192,7 @@ class Statistics:
     candidates: Candidates | None
     costs: Costs | None  # where the budget has memory or speed
     reference: Tensor  # the original's last hidden states on the held-out windows
+    smoothing: dict[str, Any] | None = None  # what was folded, where a format rounds inputs (solve/smoothing.py)
 
     @cached_property
     def spectra(self) -> list[LayerSpectrum]:
@@ -207,6 +213,7 @@ def statistics(job: Job, layout: Layout, workspace: Workspace, budget: Budget | 
         costs = measure_costs(job.checkpoint, job.kind, menu, layout.shapes, *layout.stream.table_names(), layout.turned,
                               workspace)
         costs.check(budget, units_of(job.checkpoint, job.kind, menu, layout.shapes, layout.stream.tables(), costs=costs))
+    job, smoothing = _smooth(job, layout, workspace)
     gathered = gather(job.checkpoint, workspace, text=job.text, tokens=job.options["tokens"], seed=job.seed,
                       dtype=job.options["dtype"])
     candidates = None if job.kind.name == "archive" else solve_candidates(gathered, menu.codecs)
@@ -215,7 +222,17 @@ def statistics(job: Job, layout: Layout, workspace: Workspace, budget: Budget | 
                      costs) if candidates else []
     reference = workspace.tensors("reference.safetensors",
                                   lambda: {"h": final_hidden(gathered.stream, gathered.held_out)})["h"]
-    return Statistics(job, gathered, menu, units, candidates, costs, reference)
+    return Statistics(job, gathered, menu, units, candidates, costs, reference, smoothing)
+
+
+def _smooth(job: Job, layout: Layout, workspace: Workspace) -> tuple[Job, dict[str, Any] | None]:
+    """Where a format rounds inputs: the job with the checkpoint's weights folded so that this hurts less."""
+    if not any(rounder(codec) for names in layout.menu.codecs.values() for codec in names):
+        return job, None
+    windows, _, _ = windows_of(job.checkpoint, workspace, job.text, job.options["tokens"] or TOKENS, HELD_OUT_TOKENS,
+                               job.seed)
+    checkpoint, record = smoothed(layout.stream, windows, layout.menu.codecs, workspace)
+    return replace(job, checkpoint=checkpoint), record
 
 
 def finish(found: Statistics, budget: Budget, folder: Path) -> tuple[Path, Document]:
@@ -233,7 +250,8 @@ def finish(found: Statistics, budget: Budget, folder: Path) -> tuple[Path, Docum
     bounds = limits(job.checkpoint, reached.spectra, machine=found.machine, reached=reached.point())
     samples = show_samples(job.checkpoint, written)
     document = assemble(found.gathered, job.kind, budget, reached, proof=proof, bounds=bounds, written=written,
-                        samples=samples, inputs=job.inputs, command=job.command(asdict(budget), folder), running=running)
+                        samples=samples, inputs=job.inputs, command=job.command(asdict(budget), folder), running=running,
+                        smoothing=found.smoothing)
     staging = written if written.is_dir() else written.parent
     write_report(document, staging)
     return staging, document

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -55,6 +56,7 @@ class Checkpoint:
         self._store = store
         self._load_tokenizer = load_tokenizer
         self._tokenizer: Any = None
+        self._change: Callable[[str, Tensor], Tensor] | None = None
         self._pooling = any("pooler" in name for name in store.entries)
         shapes = build(config, config_path, pooling=self._pooling, real_buffers=False)
         names = resolve(shapes, store.entries, path)
@@ -87,7 +89,13 @@ class Checkpoint:
                     f"{self._store.file(stored)}: tensor {stored} holds NaN or Inf.",
                     "The weights are damaged; download the model again or use another checkpoint.",
                 )
-        return tensor
+        return tensor if self._change is None else self._change(self.tied.get(name, name), tensor)
+
+    def changed(self, change: Callable[[str, Tensor], Tensor]) -> Checkpoint:
+        """The same model with other weights: `read` gives change(canonical name, stored tensor), of the same shape."""
+        view = copy.copy(self)
+        view._change = change
+        return view
 
     def lattice(self, name: str) -> Any:
         """Of an archive: (codecs.lattice.Lattice of the tensor, whether the tensor is its transpose)."""

@@ -29,8 +29,9 @@ PACKAGES = ("torch", "transformers", "gguf", "safetensors", "compressed-tensors"
 
 def assemble(gathered: Gathered, target: Target, budget: Budget, reached: Reached, *, proof: Mapping[str, Any],
              bounds: Limits, written: Path, samples: Sequence[Mapping[str, Any]], inputs: Mapping[str, Any], command: str,
-             running: Sequence[Mapping[str, Any]] = ()) -> Document:
-    """The whole document. inputs: what makes two runs the same. running: budgets of the running file, in words."""
+             running: Sequence[Mapping[str, Any]] = (), smoothing: Mapping[str, Any] | None = None) -> Document:
+    """The whole document. inputs: what makes two runs the same. running: budgets of the running file, in words. smoothing:
+    what was folded (solve/smoothing.py)."""
     checkpoint, units, chosen, points, size = gathered.checkpoint, reached.units, reached.chosen, reached.points, reached.size
     measured: Mapping[str, Any] = reached.measured
     block_weights, bits = block_rate(units, chosen)
@@ -62,12 +63,12 @@ def assemble(gathered: Gathered, target: Target, budget: Budget, reached: Reache
                    "measured": dict(measured), "limit_kl": curve.kl_at_bits(bits),
                    "limit_bits": curve.bits_at_kl(kl) if kl else None,
                    "gap_bits": curve.gap_bits(bits, kl) if kl else None, "running": list(running),
-                   "swaps": reached.swaps},
+                   "swaps": reached.swaps, "smoothing": smoothing},
         "proof": dict(proof),
         "phases": [{"name": name, "seconds": seconds, "peak_rss_mb": peaks.get(name)} for name, seconds in timings.items()],
         "samples": list(samples),
         "assumptions": [*bounds.information.assumptions, *_remarks(target, {option.codec for option in chosen}),
-                        *_when_swapped(reached.swaps)],
+                        *_when_swapped(reached.swaps), *_when_smoothed(smoothing)],
     })
     return document
 
@@ -86,6 +87,12 @@ def _remarks(target: Target, chosen: Collection[str | None]) -> list[str]:
 def _when_swapped(swaps: Mapping[str, Any] | None) -> list[str]:
     return [f"{swaps['accepted']} of {swaps['trials']} swaps of formats were accepted by their KL on the held-out text "
             "itself, which flatters the KL reported on it"] if swaps and swaps["accepted"] else []
+
+
+def _when_smoothed(smoothing: Mapping[str, Any] | None) -> list[str]:
+    return ["Norms and weights are scaled against each other so that inputs round better (smoothing): the same function, and "
+            "the limit is that of the scaled weights"] if smoothing and any(
+                pair["exponent"] is not None for pair in smoothing["pairs"]) else []
 
 
 def machine() -> dict[str, Any]:

@@ -139,9 +139,27 @@ class Swaps(TypedDict):
     seconds: float
 
 
+class FoldedPair(TypedDict):
+    """A norm or linear layer divided by factors that the layers after it are multiplied by. Errors: of the readers' outputs,
+    weights and inputs rounded, relative squares summed over the readers."""
+
+    producer: str
+    readers: list[str]
+    codec: str
+    exponent: Number  # null where no factor lowered the error
+    error_before: float
+    error_after: float
+
+
+class Smoothing(TypedDict):
+    pairs: list[FoldedPair]
+    not_folded: list[str]  # the first reader of each input that is made by nothing that can be divided
+
+
 class ResultSection(ResultBase, total=False):
     running: list[Running]
     swaps: Swaps | None
+    smoothing: Smoothing | None
 
 
 class Proof(TypedDict):
