@@ -64,6 +64,14 @@ def paired_mean(one: Any, other: Any, *, resamples: int = RESAMPLES, seed: int =
     return _interval(float(difference_N.mean()), draws, level, paired=True)
 
 
+def unpaired_mean(one: Any, other: Any, *, resamples: int = RESAMPLES, seed: int = 0, level: float = 0.95) -> Interval:
+    """mean(other) - mean(one) of different items, drawn apart, with its interval and p."""
+    one_N, other_M = _column(one), _column(other)
+    draws = [float(other_M[b].mean() - one_N[a].mean()) for a, b in
+             zip(_draws(len(one_N), resamples, seed), _draws(len(other_M), resamples, seed + 1), strict=True)]
+    return _interval(float(other_M.mean() - one_N.mean()), draws, level, paired=True)
+
+
 def paired_bootstrap(metric: Metric, one: Sequence[Sequence[Any]], other: Sequence[Sequence[Any]], *, key: str | None = None,
                      resamples: int = RESAMPLES, seed: int = 0, level: float = 0.95) -> Interval:
     """metric(*other) - metric(*one) over the same N items, with its interval and p.

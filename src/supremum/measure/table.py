@@ -7,7 +7,9 @@ from rich.table import Table
 from ..sizes import figure, format_size
 from .cache import CacheQuality
 from .encoders import EncoderQuality
+from .intervals import Interval
 from .scores import Quality
+from .zeroshot import TaskReport
 
 
 def render(quality: Quality | EncoderQuality) -> Table:
@@ -50,3 +52,36 @@ def render_cache(found: CacheQuality) -> Table:
         table.add_row("KL to the reference, nats", figure(found.kl_reference), figure(found.kl_reference_exact))
     table.add_row(f"bytes at {found.context:,} tokens", format_size(found.bytes), format_size(found.bytes_exact))
     return table
+
+
+def render_tasks(report: TaskReport) -> Table:
+    """Accuracy with intervals; beside a reference its own, the flips (- lost, + gained), McNemar's p, the margin's change."""
+    compared = any(task.acc_reference is not None for task in report.tasks)
+    table = Table("task", "cases", "%", "95 %", title="zero-shot accuracy")
+    if compared:
+        for name in ("original", "flips", "p", "margin"):
+            table.add_column(name)
+    for column in table.columns[1:]:
+        column.justify = "right"
+
+    def row(name: str, cases: int, acc: Interval, reference: Interval | None, flips: dict[str, float] | None,
+            margin: Interval | None) -> None:
+        beside = [] if not compared else ["", "", "", ""] if reference is None or flips is None else [
+            f"{100 * reference.value:.1f}", f"-{flips['lost']} +{flips['gained']}", figure(flips["p"], 2),
+            f"{margin.value:+.2f}" if margin else ""]
+        table.add_row(name, f"{cases:,}", f"{100 * acc.value:.1f}", f"{100 * acc.low:.1f} - {100 * acc.high:.1f}", *beside)
+
+    for task in report.tasks:
+        row(_cut(task.name), task.cases, task.acc, task.acc_reference, task.flips, task.margin_change)
+        if task.acc_norm is not None:
+            row("  by length", task.cases, task.acc_norm, task.acc_norm_reference, task.flips_norm, None)
+    for gap in report.gaps:
+        first, second = gap.groups
+        table.add_row(_cut(f"{second} - {first}"), "", f"{100 * gap.acc.value:+.1f}",
+                      f"{100 * gap.acc.low:.1f} - {100 * gap.acc.high:.1f}",
+                      *([f"{100 * gap.acc_reference.value:+.1f}", "", "", ""] if gap.acc_reference else [""] * 4 * compared))
+    return table
+
+
+def _cut(name: str, width: int = 20) -> str:
+    return name if len(name) <= width else name[:width - 1] + "…"
