@@ -12,14 +12,16 @@ stands as it is.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..errors import SupremumError
+from .perturb import perturb
 
 PROMPTS = {"arc": "{}\nAnswer:", "boolq": "{}\nAnswer:", "piqa": "{}\nAnswer:", "sciq": "{}\nAnswer:",
            "openbookqa": "{}"}  # by the beginning of the file's name
@@ -46,44 +48,47 @@ class Task:
     total: int
 
 
-def tasks_from(sources: Sequence[str | Path], *, samples: int | None = None, seed: int = 0) -> list[Task]:
+def tasks_from(sources: Sequence[str | Path], *, samples: int | None = None, seed: int = 0,
+               disturb: Sequence[str] = ()) -> list[Task]:
     """The tasks of files, or of folders' .jsonl files; `samples` takes a seeded subset of each, in the file's order.
 
+    disturb: names of `perturb.KINDS` under which each task comes once more, its prompts disturbed.
     Raises SupremumError naming file, line and remedy.
     """
     files = [file for source in sources for file in _files(Path(source).expanduser())]
-    tasks = [read_task(file, samples=samples, seed=seed) for file in files]
+    tasks = [read_task(file, samples=samples, seed=seed, change=change) for file in files for change in (None, *disturb)]
     names = [task.name for task in tasks]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise SupremumError(f"Two tasks are named {twice}.", "Give each file once, and files of different names.")
     return tasks
 
 
-def read_task(path: Path, *, samples: int | None = None, seed: int = 0) -> Task:
-    """One file's cases."""
+def read_task(path: Path, *, samples: int | None = None, seed: int = 0, change: str | None = None) -> Task:
+    """One file's cases, under the perturbation `change`."""
     rows = list(_rows(path))
     if not rows:
         raise SupremumError(f"{path}: holds no cases.", f"Give one JSON object a line: {_forms()}.")
     total = len(rows)
     template = next((text for name, text in PROMPTS.items() if path.stem.lower().startswith(name)), "{}")
-    found = [_case(row, where, template) for where, row in rows]
+    changes = [partial(perturb, kind=change, seed=f"{seed} {number}") if change else str for number in range(total)]
+    found = [_case(row, where, template, alter) for (where, row), alter in zip(rows, changes, strict=True)]
     kinds = {kind for kind, _ in found}
     if len(kinds) > 1:
         raise SupremumError(f"{path}: holds cloze cases among those with choices.", "Give each form a file of its own.")
     if samples is not None and samples < total:
         chosen = np.sort(np.random.default_rng(seed).choice(total, samples, replace=False))
         found = [found[index] for index in chosen]
-    return Task(path.stem, kinds.pop(), tuple(case for _, case in found), total)
+    return Task(f"{path.stem}, {change}" if change else path.stem, kinds.pop(), tuple(case for _, case in found), total)
 
 
-def _case(row: Any, where: str, template: str) -> tuple[str, Case]:
+def _case(row: Any, where: str, template: str, alter: Callable[[str], str] = str) -> tuple[str, Case]:
     form = next((form for form, fields in FORMS.items() if isinstance(row, dict) and all(field in row for field in fields)),
                 None)
     if form is None:
         has = ", ".join(map(repr, list(row)[:6])) or "no fields" if isinstance(row, dict) else f"a {type(row).__name__}"
         raise SupremumError(f"{where}: is no case (it has {has}).", f"Write one of: {_forms()}.")
     if form == "cloze":
-        return "cloze", Case((_text(row, "context", where).rstrip(),), (_text(row, "continuation", where),))
+        return "cloze", Case((alter(_text(row, "context", where)).rstrip(),), (_text(row, "continuation", where),))
     options = row["choices" if form == "choice" else "context_options"]
     if not isinstance(options, list) or len(options) < 2 or not all(isinstance(o, str) and o.strip() for o in options):
         raise SupremumError(f"{where}: the choices are not two or more texts.", "List the choices as strings.")
@@ -94,10 +99,10 @@ def _case(row: Any, where: str, template: str) -> tuple[str, Case]:
     for option in options:
         _encodable(option, where)
     if form == "choice":
-        prompt = template.format(_text(row, "query", where).rstrip())
+        prompt = template.format(alter(_text(row, "query", where)).rstrip())
         return "choice", Case((prompt,) * len(options), tuple(options), gold)
     continuation = _text(row, "continuation", where)
-    return "choice", Case(tuple(option.rstrip() for option in options), (continuation,) * len(options), gold)
+    return "choice", Case(tuple(alter(option).rstrip() for option in options), (continuation,) * len(options), gold)
 
 
 def _text(row: dict[str, Any], field: str, where: str) -> str:

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 RESAMPLES = 1000
+DRAWN = 1 << 19  # items that are drawn at one time
 Metric = Callable[..., "float | Mapping[str, float]"]
 
 
@@ -42,8 +43,7 @@ class Interval:
 def mean_interval(values: Any, *, resamples: int = RESAMPLES, seed: int = 0, level: float = 0.95) -> Interval:
     """Bootstrap interval of the mean of `values` (N,)."""
     values_N = _column(values)
-    draws = [float(values_N[pick].mean()) for pick in _draws(len(values_N), resamples, seed)]
-    return _interval(float(values_N.mean()), draws, level)
+    return _interval(float(values_N.mean()), _means(values_N, resamples, seed), level)
 
 
 def bootstrap(metric: Metric, *columns: Sequence[Any], key: str | None = None, resamples: int = RESAMPLES, seed: int = 0,
@@ -53,22 +53,29 @@ def bootstrap(metric: Metric, *columns: Sequence[Any], key: str | None = None, r
         bootstrap(classification, labels, predicted, key="f1_macro")
     """
     size = _size(columns)
-    draws = [_score(metric, columns, key, pick) for pick in _draws(size, resamples, seed)]
+    draws = [_score(metric, columns, key, pick) for picks in _draws(size, resamples, seed) for pick in picks]
     return _interval(_score(metric, columns, key), draws, level)
+
+
+def ratio_interval(sums: Any, counts: Any, *, resamples: int = RESAMPLES, seed: int = 0, level: float = 0.95) -> Interval:
+    """Bootstrap interval of sum(sums) / sum(counts) over N groups, such as windows with some tokens of a kind in each."""
+    sums_N, counts_N = _column(sums), _column(counts)
+    _size([sums_N, counts_N])
+    drawn = [(sums_N[picks].sum(1), counts_N[picks].sum(1)) for picks in _draws(len(sums_N), resamples, seed)]
+    draws = np.concatenate([sums[counts > 0] / counts[counts > 0] for sums, counts in drawn])
+    return _interval(float(sums_N.sum() / counts_N.sum()), draws, level)
 
 
 def paired_mean(one: Any, other: Any, *, resamples: int = RESAMPLES, seed: int = 0, level: float = 0.95) -> Interval:
     """mean(other) - mean(one) of the same N items, with its interval and p."""
     difference_N = _column(other) - _column(one)
-    draws = [float(difference_N[pick].mean()) for pick in _draws(len(difference_N), resamples, seed)]
-    return _interval(float(difference_N.mean()), draws, level, paired=True)
+    return _interval(float(difference_N.mean()), _means(difference_N, resamples, seed), level, paired=True)
 
 
 def unpaired_mean(one: Any, other: Any, *, resamples: int = RESAMPLES, seed: int = 0, level: float = 0.95) -> Interval:
     """mean(other) - mean(one) of different items, drawn apart, with its interval and p."""
     one_N, other_M = _column(one), _column(other)
-    draws = [float(other_M[b].mean() - one_N[a].mean()) for a, b in
-             zip(_draws(len(one_N), resamples, seed), _draws(len(other_M), resamples, seed + 1), strict=True)]
+    draws = _means(other_M, resamples, seed + 1) - _means(one_N, resamples, seed)
     return _interval(float(other_M.mean() - one_N.mean()), draws, level, paired=True)
 
 
@@ -83,7 +90,8 @@ def paired_bootstrap(metric: Metric, one: Sequence[Sequence[Any]], other: Sequen
     def difference(pick: np.ndarray | None = None) -> float:
         return _score(metric, other, key, pick) - _score(metric, one, key, pick)
 
-    return _interval(difference(), [difference(pick) for pick in _draws(size, resamples, seed)], level, paired=True)
+    draws = [difference(pick) for picks in _draws(size, resamples, seed) for pick in picks]
+    return _interval(difference(), draws, level, paired=True)
 
 
 def mcnemar(before: Any, after: Any) -> dict[str, float]:
@@ -121,12 +129,18 @@ def _score(metric: Metric, columns: Sequence[Sequence[Any]], key: str | None, pi
 
 
 def _draws(size: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """Draws (k, size) of items, `resamples` in all."""
     random = np.random.default_rng(seed)
-    for _ in range(resamples):
-        yield random.integers(size, size=size)
+    most = max(1, DRAWN // size)
+    for start in range(0, resamples, most):
+        yield random.integers(size, size=(min(most, resamples - start), size))
 
 
-def _interval(value: float, draws: Sequence[float], level: float, *, paired: bool = False) -> Interval:
+def _means(values_N: np.ndarray, resamples: int, seed: int) -> np.ndarray:
+    return np.concatenate([values_N[picks].mean(1) for picks in _draws(len(values_N), resamples, seed)])
+
+
+def _interval(value: float, draws: Sequence[float] | np.ndarray, level: float, *, paired: bool = False) -> Interval:
     low, high = np.quantile(draws, [0.5 - level / 2, 0.5 + level / 2])
     p = None
     if paired:

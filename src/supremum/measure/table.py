@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from rich.markup import escape
 from rich.table import Table
 
 from ..sizes import figure, format_size
 from .cache import CacheQuality
+from .details import Details
 from .encoders import EncoderQuality
 from .intervals import Interval
+from .quality import TextQuality
 from .scores import Quality
 from .zeroshot import TaskReport
 
 
-def render(quality: Quality | EncoderQuality) -> Table:
-    """A table of value and standard error; print it with rich."""
-    table = Table("", "value", "± s.e.", title=f"{quality.tokens:,} tokens in {quality.windows} windows", min_width=48)
+def render(quality: Quality | EncoderQuality, found: Details | None = None, text: str | None = None) -> Table:
+    """A table of value and standard error; print it with rich. `text` names what was read, `found` adds its lines."""
+    title = f"{quality.tokens:,} tokens in {quality.windows} windows"
+    table = Table("", "value", "± s.e.", title=escape(f"{text}: {title}") if text else title, min_width=48)
     table.columns[1].justify = table.columns[2].justify = "right"
 
     def row(name: str, value: float | None, error: float | None = None, scale: float = 1.0, unit: str = "") -> None:
@@ -36,7 +42,65 @@ def render(quality: Quality | EncoderQuality) -> Table:
     row("  99th percentile", quality.kl_p99)
     row("  greatest", quality.kl_max)
     row("same most likely token", quality.same_top, quality.same_top_se, 100, " %")
+    if found is not None:
+        row("bits a byte", found.bits_per_byte)
+        row("  of the reference", found.bits_per_byte_reference)
+        row("calibration error (ECE)", found.ece, None, 100, " %")
+        row("  of the reference", found.ece_reference, None, 100, " %")
     return table
+
+
+def render_text(one: TextQuality, *, slices: bool = False) -> list[Table]:
+    """A text's tables: its figures, what typos and the like do to it, and with `slices` where the loss lies."""
+    tables = [render(one.quality, one.details, Path(one.text).name if one.text else None)]
+    if one.details and one.perturbed:
+        tables.append(_perturbed(one))
+    if one.details and slices:
+        tables += [_slices(one.details), *([_changed(one.details)] if one.details.most_changed else [])]
+    return tables
+
+
+def _perturbed(one: TextQuality) -> Table:
+    table = Table("text", "bits a byte", "original", "KL", "same token", title="robustness", min_width=48)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for name, each in {"as it is": one, **one.perturbed}.items():
+        quality, found = each.quality, each.details
+        if isinstance(quality, Quality) and found is not None:
+            same = "" if quality.same_top is None else f"{100 * quality.same_top:.1f} %"
+            table.add_row(name, figure(found.bits_per_byte, 4), _or_blank(found.bits_per_byte_reference, 4),
+                          _or_blank(quality.kl_mean), same)
+    return table
+
+
+def _slices(found: Details) -> Table:
+    table = Table("tokens", "share", "nll", "+ nll", "KL", "95 %", "same", title="slice by slice")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for by, rows in found.slices.items():
+        table.add_section()
+        for one in rows:
+            interval = "" if one.interval is None else f"{figure(one.interval.low, 2)} - {figure(one.interval.high, 2)}"
+            table.add_row(_cut(f"{by}: {one.name}", 28), f"{100 * one.share:.1f} %", figure(one.nll),
+                          _or_blank(one.excess_nll), _or_blank(one.kl), interval,
+                          "" if one.same_top is None else f"{100 * one.same_top:.0f} %")
+    return table
+
+
+def _changed(found: Details) -> Table:
+    table = Table("before", "token", "original", "now", "KL", title="tokens that changed most")
+    for one in found.most_changed:
+        words = [_cut(repr(text)[1:-1], 12) for text in (one.token, one.reference, one.model)]
+        table.add_row(escape(_tail(repr(one.before)[1:-1], 24)), *map(escape, words), figure(one.kl))
+    return table
+
+
+def _tail(text: str, width: int) -> str:
+    return text if len(text) <= width else "…" + text[1 - width:]
+
+
+def _or_blank(value: float | None, digits: int = 3) -> str:
+    return "" if value is None else figure(value, digits)
 
 
 def render_cache(found: CacheQuality) -> Table:
@@ -72,7 +136,7 @@ def render_tasks(report: TaskReport) -> Table:
         table.add_row(name, f"{cases:,}", f"{100 * acc.value:.1f}", f"{100 * acc.low:.1f} - {100 * acc.high:.1f}", *beside)
 
     for task in report.tasks:
-        row(_cut(task.name), task.cases, task.acc, task.acc_reference, task.flips, task.margin_change)
+        row(escape(_cut(task.name)), task.cases, task.acc, task.acc_reference, task.flips, task.margin_change)
         if task.acc_norm is not None:
             row("  by length", task.cases, task.acc_norm, task.acc_norm_reference, task.flips_norm, None)
     for gap in report.gaps:

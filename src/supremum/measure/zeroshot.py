@@ -27,7 +27,7 @@ from ..checkpoint.architecture import objective
 from ..errors import SupremumError
 from ..progress import phase
 from ..text.windows import context_length, frame
-from .cases import Task, tasks_from
+from .cases import Task
 from .intervals import Interval, mcnemar, paired_mean, unpaired_mean, wilson
 from .trees import TreeScorer, encode, shorten
 
@@ -86,11 +86,16 @@ class TaskReport:
     gaps: list[GroupGap]
 
 
-def evaluate_tasks(model: Any, reference: Any | None, tasks: Sequence[Task], *, dtype: torch.dtype = torch.float32,
-                   seed: int = 0) -> TaskReport:
-    """Score the Checkpoint `model`, and `reference` on the same cases; one model is in memory at a time."""
-    found = score_tasks(model, tasks, dtype=dtype)
-    beside = score_tasks(reference, tasks, dtype=dtype) if reference is not None else None
+def evaluate_tasks(model: Any, reference: Any | None, tasks: Sequence[Task], *,
+                   dtype: torch.dtype | str = torch.float32, seed: int = 0) -> TaskReport:
+    """Score `model`, and `reference` on the same cases: Checkpoints, or what `open_checkpoint` opens. One is in memory at a
+    time."""
+    from ..checkpoint import open_checkpoint
+
+    kind = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    opened = [open_checkpoint(one) if isinstance(one, str | Path) else one for one in (model, reference)]
+    found, beside = [score_tasks(one, tasks, dtype=kind) if one is not None else None for one in opened]
+    assert found is not None
     return compare_tasks(tasks, found, beside, seed=seed)
 
 
@@ -100,18 +105,6 @@ def compare_tasks(tasks: Sequence[Task], found: Sequence[Scores], reference: Seq
     beside = list(reference) if reference is not None else [None] * len(tasks)
     return TaskReport([summarise_task(*each, seed=seed) for each in zip(tasks, found, beside, strict=True)],
                       list(_gaps(tasks, found, beside, seed)))
-
-
-def evaluate_task_files(model: str | Path, reference: str | Path | None, files: Sequence[str | Path], *,
-                        samples: int | None = None, seed: int = 0, dtype: torch.dtype | str = torch.float32) -> TaskReport:
-    """`supremum evaluate --tasks`: open the models, read the files, and score."""
-    from ..checkpoint import open_checkpoint
-
-    tasks = tasks_from(files, samples=samples, seed=seed)
-    candidate = open_checkpoint(model)
-    original = open_checkpoint(reference) if reference is not None else None
-    return evaluate_tasks(candidate, original, tasks, dtype=getattr(torch, dtype) if isinstance(dtype, str) else dtype,
-                          seed=seed)
 
 
 @torch.inference_mode()
@@ -181,10 +174,11 @@ def _gaps(tasks: Sequence[Task], found: Sequence[Scores], reference: Sequence[Sc
     places = {task.name: index for index, task in enumerate(tasks)}
     first, second = GROUPS
     for name, one in places.items():
-        stem = name.removesuffix(f"_{first}")
-        other = places.get(f"{stem}_{second}")
-        if stem == name or other is None:
+        stem, _, change = name.partition(", ")
+        other = places.get(name.replace(f"_{first}", f"_{second}"))
+        if not stem.endswith(f"_{first}") or other is None:
             continue
+        stem = stem.removesuffix(f"_{first}") + (f", {change}" if change else "")
         paired = [set(case.answers) for case in tasks[one].cases] == [set(case.answers) for case in tasks[other].cases]
         before, after = reference[one], reference[other]
         yield GroupGap(stem, GROUPS, paired, _gap(found[one], found[other], paired, seed),
