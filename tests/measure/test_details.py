@@ -86,7 +86,7 @@ def test_details_against_stock_logits(pair, text):
         assert sum(one.share * one.excess_nll for one in rows) == pytest.approx(quality.excess_nll, abs=1e-6)
         assert sum(one.share * one.same_top for one in rows) == pytest.approx(quality.same_top)
     first, rest = found.slices["place"]
-    assert (first.name, rest.name) == ("1 to 31", "32 to 127")
+    assert (first.name, rest.name) == ("place 1 to 31", "place 32 to 127")
     assert first.kl == pytest.approx(kl[:, :31].mean().item(), rel=1e-4)
     assert first.interval.low < first.kl < first.interval.high
     counts = np.unique(target.numpy(), return_counts=True)[1]
@@ -116,9 +116,9 @@ def test_bits_a_byte_of_a_coin(tiny_model):
 
 
 @pytest.mark.parametrize("text, kind", [
-    (" river", "Latin, word"), ("er", "Latin, rest of a word"), ("▁river", "Latin, word"), (" 12", "number"),
+    (" river", "Latin, word"), ("er", "Latin, in a word"), ("▁river", "Latin, word"), (" 12", "number"),
     ("…", "punctuation"), (",\n", "punctuation"), (" \n", "space"), ("北京", "Han"), ("ひ", "Hiragana"), (" мир", "Cyrillic"),
-    ("\ufffd", "part of a character"), (" '12", "number"), ("(a", "Latin, rest of a word"),
+    ("\ufffd", "part of a character"), (" '12", "number"), ("(a", "Latin, in a word"),
 ])
 def test_kinds_of_tokens(text, kind):
     assert kind_of(text) == kind

@@ -14,8 +14,8 @@ from .common import Debug, Dtype, Json, Model, Precision, Result, Seed, Text, ve
     supremum evaluate smaller --reference models/llama --text held-out.txt
     supremum evaluate small/model.gguf --reference demo --text held-out.txt --tokens 16384 --json
     supremum evaluate small --reference demo --cache q8_0,q4_0 --tokens 4096
-    supremum evaluate small --reference demo --text news.txt --text code.jsonl --details --perturb typos
-    supremum evaluate small --reference demo --tasks piqa.jsonl --tasks lambada.jsonl --samples 300
+    supremum evaluate small --reference demo --text held-out.txt --details --perturb typos
+    supremum evaluate small --reference demo --tasks piqa.jsonl --samples 300
 """)
 def evaluate(
     model: Model,

@@ -26,7 +26,8 @@ from .metrics import calibration_error
 from .scores import TokenScores
 
 FREQUENCY = {"once": 1, "2 to 9 times": 9, "10 to 99": 99, "100 or more": math.inf}
-PLACES = {"1 to 31": 31, "32 to 127": 127, "128 to 511": 511, "512 on": math.inf}
+PLACES = {"place 1 to 31": 31, "place 32 to 127": 127, "place 128 to 511": 511, "place 512 on": math.inf}
+WINDOWS = 5  # fewer have no spread worth drawing from
 WORST = 12  # tokens shown
 BEFORE = 12  # tokens of context shown with each
 
@@ -39,7 +40,7 @@ class Slice:
     tokens: int
     share: float
     nll: float
-    interval: Interval | None  # of KL beside a reference, else of nll; None for one window
+    interval: Interval | None  # of KL beside a reference, else of nll; None below WINDOWS windows
     excess_nll: float | None = None
     kl: float | None = None
     same_top: float | None = None
@@ -115,7 +116,7 @@ def kind_of(text: str, special: bool = False) -> str:
     script = unicodedata.name(first, "OTHER").split()[0].split("-")[0].capitalize()
     if script == "Cjk":
         return "Han"
-    return f"{script}, {'word' if text[0].isspace() or text[0] in '▁' else 'rest of a word'}" if script == "Latin" else script
+    return f"{script}, {'word' if text[0].isspace() or text[0] in '▁' else 'in a word'}" if script == "Latin" else script
 
 
 def _class(value: int, classes: dict[str, float]) -> str:
@@ -143,7 +144,7 @@ def _slices(scores: Sequence[TokenScores], names_nT: np.ndarray, order: list[str
             continue
         main = nll if kl is None else kl
         assert nll is not None and main is not None
-        interval = ratio_interval((main * mask).sum(1), mask.sum(1), seed=seed) if len(mask) > 1 else None
+        interval = ratio_interval((main * mask).sum(1), mask.sum(1), seed=seed) if len(mask) >= WINDOWS else None
         found.append(Slice(
             name, tokens, tokens / mask.size, float(nll[mask].mean()), interval,
             None if before is None else float((nll - before)[mask].mean()), None if kl is None else float(kl[mask].mean()),

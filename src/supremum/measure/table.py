@@ -77,11 +77,11 @@ def _slices(found: Details) -> Table:
     table = Table("tokens", "share", "nll", "+ nll", "KL", "95 %", "same", title="slice by slice")
     for column in table.columns[1:]:
         column.justify = "right"
-    for by, rows in found.slices.items():
+    for rows in found.slices.values():
         table.add_section()
         for one in rows:
             interval = "" if one.interval is None else f"{figure(one.interval.low, 2)} - {figure(one.interval.high, 2)}"
-            table.add_row(_cut(f"{by}: {one.name}", 28), f"{100 * one.share:.1f} %", figure(one.nll),
+            table.add_row(one.name, f"{100 * one.share:.1f} %", figure(one.nll),
                           _or_blank(one.excess_nll), _or_blank(one.kl), interval,
                           "" if one.same_top is None else f"{100 * one.same_top:.0f} %")
     return table
