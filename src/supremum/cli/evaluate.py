@@ -8,6 +8,8 @@ import typer
 
 from .common import Debug, Dtype, Json, Model, Precision, Result, Seed, Text, verb
 
+HARNESS = "harness:"  # before a task's name in lm-evaluation-harness
+
 
 @verb("""
     supremum evaluate small --reference demo
@@ -30,7 +32,8 @@ def evaluate(
                                          "kivi2 in Transformers.")] = None,
     tasks: Annotated[list[str] | None, typer.Option(
         "--tasks", metavar="FILE", help="Zero-shot cases (.jsonl with choices or a word to guess), or a folder of them; "
-                                        "repeatable. Without --text nothing else is measured.")] = None,
+                                        "or harness:NAME, of the Language Model Evaluation Harness; repeatable. "
+                                        "Without --text nothing else is measured.")] = None,
     samples: Annotated[int | None, typer.Option(
         "--samples", min=1, help="Cases of each task, drawn by --seed; all unless given.")] = None,
     perturb: Annotated[list[str] | None, typer.Option(
@@ -60,9 +63,11 @@ def evaluate(
     from ..measure import (
         cache_types,
         evaluate_cache_files,
+        evaluate_harness,
         evaluate_tasks,
         evaluate_texts,
         render_cache,
+        render_harness,
         render_tasks,
         render_text,
         tasks_from,
@@ -74,8 +79,10 @@ def evaluate(
     precision, disturb = "float32" if dtype is Precision.auto else dtype.value, tuple(perturb or ())
     document: dict[str, Any] = {"model": model, "reference": reference}
     tables: list[Any] = []
-    cases = tasks_from(tasks or [], samples=samples, seed=seed, disturb=disturb)  # a bad file is found before the long work
-    if text or not cases:
+    theirs = [task.removeprefix(HARNESS) for task in tasks or [] if task.startswith(HARNESS)]
+    own = [task for task in tasks or [] if not task.startswith(HARNESS)]
+    cases = tasks_from(own, samples=samples, seed=seed, disturb=disturb)  # a bad file is found before the long work
+    if text or not tasks:
         texts = evaluate_texts(model, reference, texts=text, tokens=tokens, length=length, seed=seed, dtype=precision,
                                disturb=disturb)
         document |= {"quality": asdict(texts[0].quality)} if len(texts) == 1 else {}
@@ -85,4 +92,7 @@ def evaluate(
         report = evaluate_tasks(model, reference, cases, seed=seed, dtype=precision)
         document |= asdict(report)
         tables.append(render_tasks(report))
+    if theirs:
+        document["harness"] = evaluate_harness(model, reference, theirs, samples=samples, dtype=precision)
+        tables.append(render_harness(document["harness"]))
     return document, lambda: Console().print(*tables)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
@@ -144,6 +146,19 @@ def render_tasks(report: TaskReport) -> Table:
         table.add_row(_cut(f"{second} - {first}"), "", f"{100 * gap.acc.value:+.1f}",
                       f"{100 * gap.acc.low:.1f} - {100 * gap.acc.high:.1f}",
                       *([f"{100 * gap.acc_reference.value:+.1f}", "", "", ""] if gap.acc_reference else [""] * 4 * compared))
+    return table
+
+
+def render_harness(rows: Sequence[dict[str, Any]]) -> Table:
+    """The harness's metrics with its standard errors; beside a reference its value, the flips and McNemar's p."""
+    compared = any("reference" in row for row in rows)
+    table = Table("task", "metric", "value", "± s.e.", *(["original", "flips", "p"] if compared else []),
+                  title="lm-evaluation-harness")
+    for row in rows:
+        flips = [f"-{row['lost']} +{row['gained']}", figure(row["p"], 2)] if "p" in row else ["", ""]
+        beside = [figure(row["reference"], 4), *flips] if compared else []
+        table.add_row(escape(_cut(row["task"])), escape(_cut(row["metric"], 16)), figure(row["value"], 4),
+                      _or_blank(row["stderr"], 2), *beside)
     return table
 
 
