@@ -16,7 +16,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from supremum import workspace as module
 from supremum.errors import StateError, SupremumError
 from supremum.workspace import Workspace, replacing, write_atomic
 
@@ -284,7 +283,7 @@ def test_a_full_disk_while_tensors_are_written(tmp_path: Path, monkeypatch: pyte
         def refuse(*args: Any, words: str = words) -> None:
             raise SafetensorError(f"Error while serializing: {words}")
 
-        monkeypatch.setattr(module, "save_file", refuse)
+        monkeypatch.setattr("safetensors.torch.save_file", refuse)
         with pytest.raises(expected):
             workspace.save("x.safetensors", content(2))
     assert int(workspace.load("x.safetensors")["step"]) == 1

@@ -38,7 +38,7 @@ from .stats.fisher import gradient_file, shrunk
 from .stats.sweep import HEAD_MOMENTS, moments
 
 OUTPUT_DAMPING = 0.01  # share of mean(diag B) added to B
-START_BITS = 0.6  # a weight above the limit: where the search for the level begins, no more
+START_BITS = 0.45  # a weight above the limit: where the search for the level begins, no more
 LEAST_BITS = 0.1  # a weight: an archive of fewer would say nothing of the model
 NEAR = 0.997  # of a budget: near enough to stop
 ATTEMPTS = 8
@@ -207,8 +207,9 @@ class _Water:
     blocks: Mapping[str, str]
     level: float
 
-    def solve(self, weights: Mapping[str, Tensor], metric: Metric, plan: Mapping[str, str]) -> dict[str, Watered]:
+    def solve(self, weights: Mapping[str, Tensor], moment_II: Tensor, plan: Mapping[str, str]) -> dict[str, Watered]:
         """Matrices that read the same inputs share the columns of their frame; each is solved on a core of its own."""
+        metric = Metric.of(moment_II, damping=DAMPING, act_order=False)
         spread = Spread.of(torch.cat(list(weights.values())))
         rows = spread.row_O.split([len(weight_OI) for weight_OI in weights.values()])
 
@@ -234,7 +235,7 @@ def _solve_block(gathered: Gathered, block: str, names: list[str], rounding: _Wa
         together = [name for layer, own in keys.items() if own == key and (name := gathered.inner(block, layer)) in names]
         if together:
             weights = {name: gathered.weight(name) for name in together}
-            solved |= rounding.solve(weights, Metric.of(moment_II, damping=DAMPING), {})
+            solved |= rounding.solve(weights, moment_II, {})
     return solved
 
 
@@ -262,8 +263,8 @@ def _solve_table(gathered: Gathered, name: str, level: float) -> dict[str, Water
         metric_II += form_II * float(often_O.mean())
         rows_O += often_O * float(form_II.trace())
     rows_O /= rows_O.mean()
-    return {name: water(weight_OI, Metric.of(metric_II, damping=DAMPING), Outputs.of(rows_O, OUTPUT_DAMPING), level,
-                        Spread.of(weight_OI))}
+    return {name: water(weight_OI, Metric.of(metric_II, damping=DAMPING, act_order=False), Outputs.of(rows_O, OUTPUT_DAMPING),
+                        level, Spread.of(weight_OI))}
 
 
 def _quality(gathered: Gathered, solved: Solved, reference: Tensor) -> dict[str, Any]:

@@ -10,7 +10,7 @@ limit by
 
 and a layer's own gap is
 
-      log2(2 pi e / 12) / 2 = 0.2546                       integers instead of balls: what a trellis could take off
+      log2(2 pi e / 12) / 2 = 0.2546                       integers instead of balls; of an archive, what its trellis leaves
     + what error feedback would take off                   by the layer's three numbers, if its error shows none
     + the rest                                             no entropy code, scales, and rows that are treated alike
 
@@ -26,6 +26,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from .checkpoint import Checkpoint
+from .codecs.lattice import GAIN
 from .errors import SupremumError
 from .gather import Gathered
 from .limits import Curve, LayerSpectrum
@@ -97,9 +98,11 @@ def gap_of(gathered: Gathered, file: Checkpoint) -> FileGap:
         return sum(values[layer.name] * layer.weights for layer in spectra) / weights
 
     own, together, measured = mean(least), _least(curve, sum(nats.values())), _least(curve, kl)
-    rest = mean(bits) - own - SHAPING_BITS - mean(feedback)
+    shaping = mean({layer.name: SHAPING_BITS - (file.tensors[layer.name].kind == "lattice") * GAIN / 20 * math.log2(10)
+                    for layer in spectra})
+    rest = mean(bits) - own - shaping - mean(feedback)
     parts = {"a water level for all layers": own - together, "error feedback": mean(feedback),
-             "an entropy code, fewer scales, rows' weights": rest, "a trellis instead of integers": SHAPING_BITS,
+             "an entropy code, fewer scales, rows' weights": rest, "a perfect code instead of integers or a trellis": shaping,
              "what the layers' sum misses": together - measured}
     return FileGap(file.source, original.source, mean(bits), kl, quality.kl_se or 0.0, measured,
                    mean(bits) - measured, parts, layers)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 import shlex
 import shutil
 from dataclasses import asdict
@@ -33,7 +32,7 @@ from .runtime.verify import verify
 from .solve.cancellation import nearest
 from .stats.streaming import BlockStream, orientation
 from .text import fast_dtype
-from .workspace import Workspace, write_atomic
+from .workspace import Workspace, move_into_place, write_atomic
 
 CONVERTED = "converted.json"  # in the folder of a conversion: its inputs, command and proof
 
@@ -141,23 +140,6 @@ def show_samples(checkpoint: Checkpoint, written: Path) -> list[dict[str, Any]]:
         dtype = fast_dtype()
         return [sample.to_dict() for sample in samples(checkpoint.model(dtype), open_checkpoint(written).model(dtype),
                                                        checkpoint.tokenizer())]
-
-
-def move_into_place(staging: Path, folder: Path) -> None:
-    """Replace `folder` by `staging` with two renames; the old one goes when the new one stands."""
-    folder = folder.resolve()
-    old = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    if folder.exists():
-        os.replace(folder, old)
-    try:
-        os.replace(staging, folder)
-    except OSError:
-        if old.exists():
-            os.replace(old, folder)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def convert(model: str | Path, target: str, out: str | Path, *, fresh: bool = False) -> Path:

@@ -18,14 +18,15 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
 
 from .errors import StateError, SupremumError
 from .plain import plain
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 T = TypeVar("T")
 LEFTOVERS = (".*.part", ".tmp*")  # of killed writes: ours, and those of safetensors inside ours
@@ -56,6 +57,42 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def replacing_folder(folder: Path) -> Iterator[Path]:
+    """Yield an empty folder beside `folder`; on success it becomes `folder`, on failure it is removed."""
+    staging = folder.resolve().with_name(f".{folder.resolve().name}.part")
+    shutil.rmtree(staging, ignore_errors=True)
+    try:
+        staging.mkdir(parents=True)
+        yield staging
+        move_into_place(staging, folder)
+    except OSError as error:
+        if _disk_full(error):
+            raise SupremumError(f"{folder}: the disk is full.", "Free space and run the same command again.") from error
+        if isinstance(error, PermissionError):
+            raise SupremumError(f"{folder}: cannot be written ({error.strerror}).", "Choose another --out.") from error
+        raise
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def move_into_place(staging: Path, folder: Path) -> None:
+    """Replace `folder` by `staging` with two renames; the old one goes when the new one stands."""
+    folder = folder.resolve()
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    if folder.exists():
+        os.replace(folder, old)
+    try:
+        os.replace(staging, folder)
+    except OSError:
+        if old.exists():
+            os.replace(old, folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _disk_full(error: Exception) -> bool:
@@ -143,6 +180,8 @@ class Workspace:
 
     def save(self, name: str, tensors: dict[str, Tensor]) -> None:
         """Write tensors; safetensors sorts them, so their order is kept beside them."""
+        from safetensors.torch import save_file  # with torch, which the text verbs do without
+
         with replacing(self.path(name)) as temporary:
             save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, {"order": json.dumps(list(tensors))})
 

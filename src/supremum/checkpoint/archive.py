@@ -1,13 +1,14 @@
 """The archive: a Hugging Face folder whose matrices are entropy-coded.
 
-config.json names `quantization_config: {"quant_method": "supremum", "version": 1}`. In the safetensors file beside it:
+config.json names `quantization_config: {"quant_method": "supremum", "version": 2}`. In the safetensors file beside it:
 
     NAME.codes           int32    rANS stream (codecs/rans.py) of a matrix's integers (codecs/lattice.py), or of what can be
                                   foreseen of its bfloat16 numbers (codecs/bfloat.py)
     NAME.rest            int32    of the latter the other bits, 5 a number, as one stream (codecs/integer.py)
     NAME.escapes         int16    what no symbol stands for, in order; absent when there is nothing
     archive.vectors      int32    rANS stream of all rows' and columns' vectors, each less an offset
-    archive.frequencies  uint8    zlib of uint16 (TABLES, 256): how often each class has each symbol, out of 4096
+    archive.frequencies  uint8    zlib of uint16 (TABLES, 256): how often each table has each symbol, out of 4096. A class of
+                                  integers has a table for either quantiser of the trellis (codecs/trellis.py)
     archive.index        uint8    zlib of JSON: of each matrix its shape, its kind, whether it is stored transposed, the
                                   matrix whose columns it shares or null, and the offsets of its vectors
 
@@ -29,7 +30,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..codecs import bfloat, lattice, rans
+from ..codecs import bfloat, lattice, rans, trellis
 from ..codecs.bfloat import Bfloat
 from ..codecs.integer import pack_bits, unpack_bits
 from ..codecs.lattice import Frame, Lattice
@@ -38,15 +39,17 @@ from .architecture import TensorInfo
 from .hf import SafetensorsStore
 from .safety import parse_json
 
-VERSION = 1
+VERSION = 2
 CODES, REST, ESCAPES = ".codes", ".rest", ".escapes"
 INDEX, VECTORS, FREQUENCIES = "archive.index", "archive.vectors", "archive.frequencies"
 LATTICE, BFLOAT = 0, 1  # kinds of matrices
 ROWS, COLUMNS = ("row_O", "row_class_O"), ("column_I", "column_class_I")
 VECTORS_OF = {LATTICE: (ROWS, COLUMNS), BFLOAT: (ROWS[1:], COLUMNS[1:])}
 PLACES = {name: number for number, name in enumerate(ROWS + COLUMNS)}
-CLASSES = {LATTICE: slice(0, lattice.CLASSES), BFLOAT: slice(lattice.CLASSES, lattice.CLASSES + bfloat.CLASSES)}
-OF_VECTORS = slice(CLASSES[BFLOAT].stop, CLASSES[BFLOAT].stop + len(PLACES))  # each of PLACES has a class of its own
+INTEGERS = trellis.QUANTISERS * lattice.CLASSES
+TABLES_OF = {LATTICE: slice(0, INTEGERS), BFLOAT: slice(INTEGERS, INTEGERS + bfloat.CLASSES)}
+NEXT = {LATTICE: trellis.NEXT_S2, BFLOAT: rans.ALONE}
+OF_VECTORS = slice(TABLES_OF[BFLOAT].stop, TABLES_OF[BFLOAT].stop + len(PLACES))  # each of PLACES has a table of its own
 TABLES = OF_VECTORS.stop
 MAX_INDEX = 64 << 20  # bytes of JSON
 DAMAGED = "It is truncated or damaged; download it again."
@@ -74,6 +77,7 @@ class Parts:
 
     kind: int
     symbol_OI: NDArray[np.uint8]
+    quantiser_OI: NDArray[np.uint8] | None  # of integers
     vectors: dict[str, NDArray[np.int16]]
     stored: dict[str, Tensor]  # suffix -> what lies beside the stream
 
@@ -81,14 +85,12 @@ class Parts:
 def parts_of(matrix: Lattice | Tensor) -> Parts:
     """Of integers in their frame, or of a bfloat16 matrix."""
     if isinstance(matrix, Lattice):
-        integers_OI = matrix.integers_OI.numpy()
-        outside_OI = np.abs(integers_OI) > rans.LARGEST
-        symbol_OI = np.where(outside_OI, 0, integers_OI + rans.ESCAPE).astype(np.uint8)
+        symbol_OI, quantiser_OI, escapes = trellis.symbols(matrix.integers_OI.numpy())
         vectors = {name: vector.numpy() for name, vector in vars(matrix.frame).items()}
-        return Parts(LATTICE, symbol_OI, vectors, _escapes(integers_OI[outside_OI]))
+        return Parts(LATTICE, symbol_OI, quantiser_OI, vectors, _escapes(escapes))
     apart = bfloat.take_apart(matrix)
     rest = pack_bits(torch.from_numpy(apart.rest_OI).view(1, -1), bfloat.REST)[0]
-    return Parts(BFLOAT, apart.symbol_OI, {"row_class_O": apart.row_class_O, "column_class_I": apart.column_class_I},
+    return Parts(BFLOAT, apart.symbol_OI, None, {"row_class_O": apart.row_class_O, "column_class_I": apart.column_class_I},
                  {REST: rest} | _escapes(apart.escapes))
 
 
@@ -126,24 +128,28 @@ class Encoder:
                 self._vectors.append((PLACES[side], symbols.astype(np.uint8)))
                 self._counts[OF_VECTORS][PLACES[side]] += np.bincount(symbols, minlength=256)
         self._index[name] = Entry((len(parts.symbol_OI), parts.symbol_OI.shape[1]), parts.kind, turned, owner, tuple(offsets))
-        counts = self._counts[CLASSES[parts.kind]]
+        counts = self._counts[TABLES_OF[parts.kind]]
         for part in np.array_split(np.arange(len(parts.symbol_OI)), max(1, parts.symbol_OI.size >> 22)):
             class_RI = parts.vectors["row_class_O"][part, None].astype(np.int32) + parts.vectors["column_class_I"]
-            pairs = np.clip(class_RI, 0, len(counts) - 1) * 256 + parts.symbol_OI[part]
+            if parts.quantiser_OI is None:
+                table_RI = np.clip(class_RI, 0, len(counts) - 1)
+            else:
+                table_RI = trellis.QUANTISERS * np.clip(class_RI, 0, lattice.CLASSES - 1) + parts.quantiser_OI[part]
+            pairs = table_RI * 256 + parts.symbol_OI[part]
             counts += np.bincount(pairs.ravel(), minlength=counts.size).reshape(counts.shape)
 
     def encode(self, matrix: Lattice | Tensor) -> dict[str, Tensor]:
         """Suffix -> tensor of one matrix, after all have been counted."""
         parts = parts_of(matrix)
         words = rans.encode(parts.symbol_OI, parts.vectors["row_class_O"], parts.vectors["column_class_I"],
-                            self.frequencies[CLASSES[parts.kind]])
+                            self.frequencies[TABLES_OF[parts.kind]], NEXT[parts.kind])
         return {CODES: torch.from_numpy(words.view(np.int32)), **parts.stored}
 
     @property
     def frequencies(self) -> rans.Frequencies:
         if self._frequencies is None:
             weights = self._counts.copy()
-            weights[:, 0] = np.maximum(weights[:, 0], 0.5)  # no class without a symbol, and none with a single one
+            weights[:, 0] = np.maximum(weights[:, 0], 0.5)  # no table without a symbol, and none with a single one
             weights[:, rans.ESCAPE] = np.maximum(weights[:, rans.ESCAPE], 0.5)
             self._frequencies = rans.quantised(weights)
         return self._frequencies
@@ -223,16 +229,12 @@ class ArchiveStore:
                 raise self._refuse(name + ESCAPES, f"is {escapes.dtype} {tuple(escapes.shape)}")
         words = self._words(name + CODES)
         try:
-            symbol_OI = rans.decode(words, rows, columns, self._decoding()[CLASSES[entry.kind]])
+            symbol_OI = rans.decode(words, rows, columns, self._decoding()[TABLES_OF[entry.kind]], NEXT[entry.kind])
             if entry.kind == BFLOAT:
                 return bfloat.put_together(Bfloat(symbol_OI, self._rest(name), escapes.numpy(), rows, columns))
+            integers_OI = torch.from_numpy(trellis.integers(symbol_OI, escapes.numpy()))
         except ValueError as error:
             raise self._refuse(name + CODES, str(error)) from error
-        integers_OI = torch.from_numpy(symbol_OI).short() - rans.ESCAPE
-        outside_OI = integers_OI == -rans.ESCAPE
-        if int(outside_OI.sum()) != len(escapes):
-            raise self._refuse(name + CODES, "has other escapes than its symbols ask for")
-        integers_OI[outside_OI] = escapes
         return Lattice(integers_OI, Frame(**vectors))
 
     def _rest(self, name: str) -> NDArray[np.uint8]:
@@ -315,6 +317,6 @@ def _describes(value: object) -> bool:
     if not isinstance(value, list) or len(value) < 5 or not all(type(n) is int for n in (*value[:4], *value[5:])):
         return False
     rows, columns, kind, turned, owner, *offsets = value
-    return 0 < rows < 1 << 31 and 0 < columns < 1 << 31 and kind in CLASSES and turned in (0, 1) \
+    return 0 < rows < 1 << 31 and 0 < columns < 1 << 31 and kind in TABLES_OF and turned in (0, 1) \
         and (owner is None or isinstance(owner, str)) and len(offsets) == sum(map(len, VECTORS_OF[kind])) \
         and all(abs(offset) < 1 << 14 for offset in offsets)

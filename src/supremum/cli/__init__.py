@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from .bare import BareFrontier
+from .bare import BareFrontier, BareScaling
 from .common import INTERRUPTED, quiet_libraries
 from .convert import convert
 from .doctor import doctor
@@ -21,6 +21,7 @@ from .evaluate import evaluate
 from .limit import limit
 from .optimize import optimize
 from .report import report
+from .text import text
 
 app = typer.Typer(name="supremum", no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False,
                   context_settings={"help_option_names": ["-h", "--help"]},
@@ -28,7 +29,9 @@ app = typer.Typer(name="supremum", no_args_is_help=True, rich_markup_mode="rich"
                   epilog="Start here:  supremum optimize demo --size 75MB --tokens 4096 --out small")
 
 for verb in (limit, optimize, evaluate, convert, report, doctor):
-    app.command(no_args_is_help=False, cls=BareFrontier if verb is optimize else None)(verb)
+    app.command(no_args_is_help=False, cls={"optimize": BareFrontier, "limit": BareScaling}.get(verb.__name__))(verb)
+
+app.add_typer(text)
 
 
 def _version(value: bool) -> None:

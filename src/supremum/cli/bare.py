@@ -1,4 +1,4 @@
-"""`--frontier` with its list, or without: Typer has no option whose value may be left out."""
+"""`--frontier` and `--scaling` with their value, or without: Typer has no option whose value may be left out."""
 
 from __future__ import annotations
 
@@ -7,19 +7,27 @@ import re
 import typer
 from typer.core import TyperCommand
 
-DEFAULT = "default"  # stands for the list that was left out
+DEFAULT = "default"  # stands for the value that was left out
 
 
 class BareFrontier(TyperCommand):
     """A command in which `--frontier` alone means `--frontier default`."""
 
+    option, value = "--frontier", rf"{DEFAULT}|[\d.,]+"
+
     def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
         words = []
         for word, following in zip(args, [*args[1:], ""], strict=True):
             words.append(word)
-            if word == "--frontier" and not re.fullmatch(rf"{DEFAULT}|[\d.,]+", following):
+            if word == self.option and not re.fullmatch(self.value, following):
                 words.append(DEFAULT)
         return super().parse_args(ctx, words)
+
+
+class BareScaling(BareFrontier):
+    """A command in which `--scaling` alone means `--scaling default`."""
+
+    option, value = "--scaling", r"[^-].*"
 
 
 def bits_option(text: str) -> str:

@@ -63,8 +63,8 @@ def target_option(text: str) -> str:
 Model = Annotated[str, typer.Argument(
     metavar="MODEL", help="A Hugging Face folder or hub id, a .gguf file, a Supremum output folder, or `demo`.")]
 Text = Annotated[list[str] | None, typer.Option(
-    "--text", metavar="SOURCE", help="Text file (.txt, .md, .jsonl, .json, .parquet), folder of such files, or hub "
-                                     "dataset id; repeatable. "
+    "--text", metavar="SOURCE", help="Text file (.txt, .md, .jsonl, .json, .csv, .tsv, .parquet), folder of such files, "
+                                     "or hub dataset id; repeatable. "
                                      "Without it the model writes its own text.")]
 Target = Annotated[str, typer.Option(
     "--target", parser=target_option, metavar="TARGET",

@@ -1,10 +1,12 @@
 """Integers with a step for each row and each column, and what the entropy coder is told of them: the archive's codec.
 
-    w_hat[o, i] = 2^(row_O[o] / OCTAVE) 2^(column_I[i] / OCTAVE) z[o, i]
+    w_hat[o, i] = 2^(row_O[o] / OCTAVE) 2^(column_I[i] / OCTAVE) m[o, i]
+
+Along a row the integers are a path of the trellis (trellis.py): what is coded is k, about half of m.
 
 Steps are whole eighths of an octave: rounding them costs 0.002 bits a weight (ln 2 times the variance of the rounding, in
 octaves), which their few bits save many times over in small matrices. An integer's class is row_class_O + column_class_I:
-the deviation of z in eighths of an octave, UNIT standing for one step. The bytes on disk are in checkpoint/archive.py.
+the deviation of m in eighths of an octave, UNIT standing for one step. The bytes on disk are in checkpoint/archive.py.
 """
 
 from __future__ import annotations
@@ -14,8 +16,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 OCTAVE = 8
-UNIT = 40  # the class of integers with a deviation of 1; class 0: 2^-5, all of them zero
+UNIT = 34  # the class of integers with a deviation of 1; class 0: 2^-4.25, all of them zero
 CLASSES = 88
+GAIN = 1.09  # dB of a trellis of 8 states over all integers of its quantisers' step, at high rate (Marcellin & Fischer 1990)
 
 
 @dataclass(frozen=True)

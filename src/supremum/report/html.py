@@ -1,4 +1,4 @@
-"""report.html and frontier.html: self-contained pages, drawn from supremum.json and frontier.json alone.
+"""report.html, frontier.html, a page of scaling runs: self-contained, drawn from their documents alone.
 
 Model names, reasons and generated text are hostile input. Jinja escapes all text, JSON in a page has no "<", and each
 page's Content-Security-Policy allows the two scripts written here by their hashes and forbids every network load.
@@ -48,6 +48,13 @@ def frontier_page(frontier: Frontier) -> str:
                    plus_minus=words.plus_minus, proved=all(row["passed"] for row in frontier["points"]))
 
 
+def scaling_page(document: dict[str, Any]) -> str:
+    """The page of a ladder of training runs."""
+    from .scaling import WORDS, scaling_figures
+
+    return _render("scaling.html", scaling_figures(document), d=document, **WORDS)
+
+
 def _render(template: str, figures: Mapping[str, Mapping[str, Figure]], **values: Any) -> str:
     """A template with what every page holds: style, scripts, figures, and the policy that allows no others."""
     plotly, script = get_plotlyjs(), _asset("script.js")
@@ -61,8 +68,8 @@ def _render(template: str, figures: Mapping[str, Mapping[str, Figure]], **values
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(_asset(template)).render(
         policy=policy, css=Markup(_asset("style.css")), plotly=Markup(plotly), script=Markup(script),
-        figures=Markup(script_json(figures)), chart=chart, figure=words.figure, percent=words.percent, size=format_size,
-        **values)
+        figures=Markup(script_json(figures)), chart=chart,
+        **{"figure": words.figure, "percent": words.percent, "size": format_size, **values})
 
 
 def script_json(value: Any) -> str:
@@ -119,4 +126,4 @@ def _hash(script: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
 
 
-__all__ = ["frontier_page", "page", "script_json"]
+__all__ = ["frontier_page", "page", "scaling_page", "script_json"]

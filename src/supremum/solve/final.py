@@ -39,8 +39,8 @@ REFITS = 1
 class Rounding(Protocol):
     """How layers that read the same inputs become numbers, and how those are read back."""
 
-    def solve(self, weights: Mapping[str, Tensor], metric: Metric, plan: Mapping[str, str]) -> Mapping[str, Matrix]:
-        """weights: tensor name -> target (O, I)."""
+    def solve(self, weights: Mapping[str, Tensor], moment_II: Tensor, plan: Mapping[str, str]) -> Mapping[str, Matrix]:
+        """weights: tensor name -> target (O, I). moment_II: of the inputs."""
 
     def read(self, tensors: dict[str, Tensor], codec: str, shape_OI: tuple[int, int]) -> Matrix:
         """The matrix whose tensors these are."""
@@ -49,7 +49,8 @@ class Rounding(Protocol):
 class Grids:
     """The codecs' own grids: those of the same codec together."""
 
-    def solve(self, weights: Mapping[str, Tensor], metric: Metric, plan: Mapping[str, str]) -> Mapping[str, Coded]:
+    def solve(self, weights: Mapping[str, Tensor], moment_II: Tensor, plan: Mapping[str, str]) -> Mapping[str, Coded]:
+        metric = Metric.of(moment_II, damping=DAMPING)
         solved: dict[str, Coded] = {}
         for codec in sorted({plan[tensor] for tensor in weights}):
             together = {tensor: w for tensor, w in weights.items() if plan[tensor] == codec}
@@ -133,7 +134,7 @@ def _solve_block(block: nn.Module, call: Call, original_NTd: Tensor, drifted_NTd
         alone = key not in places and key != order[0] and any(w.shape[0] == width for w in weights.values())
         if not alone:  # its output is normalised before it is added: see residual.py
             weights = _targets(weights, drift)
-        found = rounding.solve(weights, Metric.of(drift.moment_II, damping=DAMPING), plan)
+        found = rounding.solve(weights, drift.moment_II, plan)
         for name, tensor in planned.items():
             if tensor in found:
                 set_weight(block.get_submodule(name), found[tensor].decode())
@@ -149,7 +150,7 @@ def _solve_repeated(block: str, plan: Mapping[str, str], weight: Oriented, sums:
         tensors = [f"{block}.{name}.weight" for name, k in keys.items() if k == key]
         weights = {tensor: weight(tensor) for tensor in tensors if tensor in plan}
         if weights:
-            solved |= rounding.solve(weights, Metric.of(moment_II, damping=DAMPING), plan)
+            solved |= rounding.solve(weights, moment_II, plan)
     return solved
 
 

@@ -1,24 +1,29 @@
-"""Water-filling on integers: successive cancellation with a step for each row and column, for entropy-coded weights.
+"""Water-filling on a trellis: successive cancellation with a step for each row and column, for entropy-coded weights.
 
-The damage tr(B dW S dW^T) / 2, S = E[x x^T] and B = E[g g^T] the output Fisher, is that of a lattice code in two
-directions. With S^-1 = U^T U and B^-1 = V^T V (U, V upper triangular) an error r_o of row o is cancelled in the rows behind
-it, and within a row the error of column i in the columns behind that:
+The damage tr(B dW S dW^T) / 2, S = E[x x^T] and B = E[g g^T] the output Fisher, is that of a code in two directions. With
+S^-1 = U^T U and B^-1 = V^T V (U, V upper triangular) an error r_o of row o is cancelled in the rows behind it, and within a
+row the error of column i in the columns behind that:
 
     W_p <- W_p - V_op / V_oo r_o   for p > o            e_i = (w_i - w_hat_i) / U_ii,  w_k <- w_k - e_i U_ik   for k > i
 
 (the second is solve/cancellation.py, arXiv 2210.17323; both together arXiv 2505.22988). Each weight then adds the same,
 theta / 2 nats, if its step is (WaterSIC, arXiv 2603.04956, with rows as well)
 
-    step[o, i] = sqrt(12 theta) V_oo U_ii
+    step[o, i] = sqrt(theta / DISTORTION) V_oo U_ii
 
-theta is the water level of the limit (limits/information.py), one for the whole model: bits go where they buy most. An
-integer costs bits as well as error, so it is the one of the two neighbours of the wish u (in steps) with the least
+theta is the water level of the limit (limits/information.py), one for the whole model: bits go where they buy most. A row's
+integers are a path of the trellis (codecs/trellis.py). A number costs bits as well as error, so with u the wish in steps the
+path is sought that has the least sum over columns of
 
-    (u - z)^2 + RATE bits(z),   RATE = 2 ln 2 / 12
+    (u - m)^2 + RATE bits(m),   RATE = 2 ln 2 DISTORTION
 
-which is where, at high rate, a further bit saves as much distortion as it saves elsewhere (dD/dR = -2 ln 2 D, D = 1/12).
-bits(z) is that of a rounded normal, in classes of its deviation: sigma = 2^((k - UNIT) / OCTAVE) steps, k the sum of a
-row's and a column's class. The coder uses the same classes, with what it really counts in each.
+which is where, at high rate, a further bit saves as much distortion as it saves elsewhere (dD/dR = -2 ln 2 D). bits(m) is
+that of a normal whose cells end between the quantiser's points, in classes of its deviation: sigma = 2^((k - UNIT) / OCTAVE)
+steps, k the sum of a row's and a column's class. The coder uses the same classes, with what it really counts in each.
+
+The search is Viterbi's: of all paths into a state the cheapest survives, each with the errors of its own last WINDOW columns;
+what is older is the best survivor's. Columns go in their own order, which the decoder knows; rows with the smallest B first:
+what lies under water there still finds others behind it that absorb its error.
 
 The loops over a row are Numba's; what a block of rows leaves to the rest is one matrix product.
 """
@@ -37,13 +42,16 @@ from scipy.stats import norm
 from torch import Tensor
 
 from ..codecs.lattice import CLASSES, OCTAVE, UNIT, Frame, Lattice
-from .cancellation import Metric
+from ..codecs.rans import LARGEST
+from ..codecs.trellis import DISTORTION, NEXT_S2, QUANTISERS, STATES
+from .cancellation import Metric, damped, inverse_factor
 
 BLOCK = 32  # rows whose errors are handed on together
-RATE = 2 * math.log(2) / 12
+RATE = 2 * math.log(2) * DISTORTION
+WINDOW = 128  # columns in which survivors differ: 64 cost 0.02 bit
 REACH = 120  # eighths of an octave that a frame's vector may leave its median by
-MAGNITUDES = 128  # integers whose cost is known; larger ones are taken to the nearest
-ESCAPED = 44.0  # bits of such a one: the escape and the integer in full
+ESCAPED = 44.0  # bits of a number without a symbol: the escape and the integer in full
+FAR = np.float32(1e30)
 
 
 @dataclass(frozen=True)
@@ -60,9 +68,11 @@ class Outputs:
         if fisher.ndim == 1:
             floor = fisher.double().mean().clamp_min(1e-300) * damping
             return cls(torch.arange(len(fisher)), (fisher.double() + floor).rsqrt(), None)
-        metric = Metric.of(fisher, damping=damping)
-        pivot_O = metric.factor_II.diagonal()
-        return cls(metric.order_I, pivot_O.double(), metric.factor_II / pivot_O[:, None])
+        fisher_OO = damped(fisher.float(), damping)
+        order_O = torch.argsort(fisher_OO.diagonal(), stable=True)
+        factor_OO = inverse_factor(fisher_OO[order_O][:, order_O])
+        pivot_O = factor_OO.diagonal()
+        return cls(order_O, pivot_O.double(), factor_OO / pivot_O[:, None])
 
 
 @dataclass(frozen=True)
@@ -86,7 +96,7 @@ class Watered:
     """One matrix of integers, and what it costs."""
 
     lattice: Lattice
-    bits: float  # by the rounded normal's cost; what is written differs by its shape
+    bits: float  # by the normal's cost; what is written differs by its shape
     nats: float  # tr(B dW S dW^T) / 2 of the damped metrics
 
     @property
@@ -99,35 +109,37 @@ class Watered:
 
 
 def water(target_OI: Tensor, metric: Metric, outputs: Outputs, level: float, spread: Spread) -> Watered:
-    """Solve one matrix. level: theta, nats. Matrices of the same inputs and columns of `spread` share those of the frame."""
-    pivot_I = torch.empty(len(metric.order_I), dtype=torch.float64)
-    pivot_I[metric.order_I] = metric.factor_II.diagonal().double()
+    """Solve one matrix. level: theta, nats. Matrices of the same inputs and columns of `spread` share those of the frame.
+
+    metric: with the columns in their own order (`act_order=False`)."""
+    pivot_I = metric.factor_II.diagonal().double()
     pivot_O = torch.empty(len(outputs.order_O), dtype=torch.float64)
     pivot_O[outputs.order_O] = outputs.pivot_O
-    row_O = _held(OCTAVE * (0.5 * math.log2(12 * level) + pivot_O.log2()))
+    row_O = _held(OCTAVE * (0.5 * math.log2(level / DISTORTION) + pivot_O.log2()))
     column_I = _held(OCTAVE * pivot_I.log2())
     frame = Frame(row_O.short(), column_I.short(), _held(spread.row_O - row_O).short(),
                   _held(spread.column_I - column_I).short() + UNIT)
-    rows, columns = outputs.order_O.numpy(), metric.order_I.numpy()
+    rows = outputs.order_O.numpy()
     step_O = (row_O / OCTAVE).exp2().float().numpy()[rows]
-    step_I = (column_I / OCTAVE).exp2().float().numpy()[columns]
-    row_class_O, column_class_I = frame.row_class_O.numpy()[rows], frame.column_class_I.numpy()[columns]
-    work_OI = target_OI[outputs.order_O][:, metric.order_I].contiguous()
+    step_I = (column_I / OCTAVE).exp2().float().numpy()
+    row_class_O, column_class_I = frame.row_class_O.numpy()[rows], frame.column_class_I.numpy()
+    work_OI = target_OI[outputs.order_O].contiguous()
     lower_II = np.ascontiguousarray(metric.factor_II.numpy().T)
-    weight_O = (1 / outputs.pivot_O.square()).numpy()
+    weight_O1 = outputs.pivot_O.float().square().reciprocal()[:, None]
     integers_OI = np.empty(work_OI.shape, np.int16)
     bits = loss = 0.0
     for begin in range(0, len(work_OI), BLOCK):
         part = slice(begin, min(begin + BLOCK, len(work_OI)))
         shares_BB = np.zeros((0, 0), np.float32) if outputs.shares_OO is None else outputs.shares_OO[part, part].numpy()
-        error_BI = np.empty((part.stop - begin, len(columns)), np.float32)
-        more_bits, more_loss = _round(work_OI.numpy()[part], shares_BB, lower_II, step_O[part], step_I, row_class_O[part],
-                                      column_class_I, normal_bits(), weight_O[part], integers_OI[part], error_BI)
-        bits, loss = bits + more_bits, loss + more_loss
+        error = np.empty((part.stop - begin, len(column_I)), np.float32)
+        bits += _search(work_OI.numpy()[part], shares_BB, lower_II, step_O[part], step_I, row_class_O[part], column_class_I,
+                        normal_bits(), BEFORE_S22, integers_OI[part], error)
+        error_BI = torch.from_numpy(error)
+        loss += float(((error_BI @ metric.moment_II) * error_BI * weight_O1[part]).sum(dtype=torch.float64))
         if outputs.shares_OO is not None and part.stop < len(work_OI):
-            work_OI[part.stop:].addmm_(outputs.shares_OO[part, part.stop:].T, torch.from_numpy(error_BI), alpha=-1)
+            work_OI[part.stop:].addmm_(outputs.shares_OO[part, part.stop:].T, error_BI, alpha=-1)
     natural_OI = torch.empty(work_OI.shape, dtype=torch.int16)
-    natural_OI[outputs.order_O[:, None], metric.order_I] = torch.from_numpy(integers_OI)
+    natural_OI[outputs.order_O] = torch.from_numpy(integers_OI)
     return Watered(Lattice(natural_OI, frame), bits, loss / 2)
 
 
@@ -139,62 +151,120 @@ def _held(eighths: Tensor) -> Tensor:
 
 @cache
 def normal_bits() -> NDArray[np.float32]:
-    """(CLASSES, MAGNITUDES) bits of an integer of that magnitude, its sign included, under the class's rounded normal."""
+    """(CLASSES, QUANTISERS, LARGEST + 1) bits of k by its size, its sign included."""
     sigma_K1 = 2.0 ** ((np.arange(CLASSES) - UNIT) / OCTAVE)[:, None]
-    magnitude = np.arange(MAGNITUDES)
-    mass = norm.sf((magnitude - 0.5) / sigma_K1) - norm.sf((magnitude + 0.5) / sigma_K1)
-    return np.asarray(-np.log2(np.maximum(mass, 2.0**-24)), np.float32)
+    size = np.arange(LARGEST + 2)
+    bits = np.empty((CLASSES, QUANTISERS, LARGEST + 1), np.float32)
+    for quantiser in range(QUANTISERS):
+        point = 2 * size - quantiser * (size > 0)
+        above = (point[:-1] + point[1:]) / 2
+        mass = norm.sf(np.append(-above[0], above[:-1]) / sigma_K1) - norm.sf(above / sigma_K1)
+        bits[:, quantiser] = -np.log2(np.maximum(mass, 2.0**-24))
+    return bits
+
+
+def _before() -> NDArray[np.int64]:
+    """(STATES, 2, 2): the two (state, parity) that lead to a state."""
+    return np.array([[(s, parity) for s in range(STATES) for parity in range(2) if NEXT_S2[s, parity] == to]
+                     for to in range(STATES)])
+
+
+BEFORE_S22 = _before()
 
 
 @njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"})
-def _round(work_BI, shares_BB, lower_II, step_B, step_I, class_B, class_I, bits_KM, weight_B, integers_BI,
-           error_BI):
-    """Round a block of rows; lower_II[i, t] = U[t, i]. Fills integers and r_o; (bits, sum of weight_B e^2)."""
+def _search(work_BI, shares_BB, lower_II, step_B, step_I, class_B, class_I, bits_KQM, before_S22, integers_BI, error_BI):
+    """Find the paths of a block of rows; lower_II[i, t] = U[t, i]. Fills integers and r_o; returns bits.
+
+    `recent[.., s]` holds the errors e of the last WINDOW + 1 columns of the path that ends in state s, the newest last."""
     rows, columns = work_BI.shape
-    last, largest = bits_KM.shape[0] - 1, bits_KM.shape[1] - 2
-    bits = loss = 0.0
-    wish_I, scaled_I = np.empty(columns, np.float32), np.empty(columns, np.float32)
+    rate, bits = np.float32(RATE), 0.0
+    wish_I, decided_I = np.empty(columns, np.float32), np.empty(columns, np.float32)
+    recent = np.empty((2, STATES, WINDOW + 1), np.float32)
+    cost_S, new_S = np.empty(STATES, np.float32), np.empty(STATES, np.float32)
+    cost_S2, k_S2 = np.empty((STATES, 2), np.float32), np.empty((STATES, 2), np.int16)
+    error_S2 = np.empty((STATES, 2), np.float32)
+    came_IS, k_IS = np.empty((columns, STATES), np.int8), np.empty((columns, STATES), np.int16)
     for o in range(rows):
         wish_I[:] = work_BI[o]
         if len(shares_BB):
             for p in range(o):
-                share = shares_BB[p, o]
+                share, other_I = shares_BB[p, o], error_BI[p]
                 for i in range(columns):
-                    wish_I[i] -= share * error_BI[p, i]
-        square = 0.0
+                    wish_I[i] -= share * other_I[i]
+        cost_S[:] = FAR
+        cost_S[0] = 0
+        recent[:] = 0
+        now = 0
         for i in range(columns):
-            lower_I = lower_II[i]
-            passed = np.float32(0)
-            for t in range(i):
-                passed += scaled_I[t] * lower_I[t]
-            wish = wish_I[i] - passed
+            old = max(i - WINDOW, 0)  # columns that are decided
+            common = np.float32(0)
+            if old > 0:
+                best = np.argmin(cost_S)
+                decided_I[old - 1] = recent[now, best, 0]
+                cost_S -= cost_S[best]
+                decided_T, early_T = decided_I[:old], lower_II[i, :old]
+                for t in range(old):
+                    common += decided_T[t] * early_T[t]
+            late_T = lower_II[i, old:i]
             step = step_B[o] * step_I[i]
-            size = min(abs(wish) / step, np.float32(32767))
-            below = int(size)
-            rest = size - np.float32(below)
-            if below > largest:
-                up = rest > 0.5
-                bits += ESCAPED
-            else:
-                k = min(max(class_B[o] + class_I[i], 0), last)
-                low, high = bits_KM[k, below], bits_KM[k, below + 1]
-                up = (1 - rest) ** 2 + np.float32(RATE) * high < rest ** 2 + np.float32(RATE) * low
-                bits += high if up else low
-            z = min(below + up, 32767)
-            z = -z if wish < 0 else z
-            integers_BI[o, i] = z
-            value = np.float32(z) * step
-            error_BI[o, i] = wish_I[i] - value
-            scaled_I[i] = (wish - value) / lower_I[i]
-            square += scaled_I[i] * scaled_I[i]
-        loss += weight_B[o] * square
-    return bits, loss
+            scale = step / lower_II[i, i]
+            k_class = min(max(class_B[o] + class_I[i], 0), bits_KQM.shape[0] - 1)
+            for s in range(STATES):
+                passed, own_T = common, recent[now, s, WINDOW + 1 - len(late_T):]
+                for t in range(len(late_T)):
+                    passed += own_T[t] * late_T[t]
+                wish = wish_I[i] - passed
+                size = min(abs(wish) / step, np.float32(32000))
+                quantiser = s & 1
+                bits_M = bits_KQM[k_class, quantiser]
+                k = (int(size) + quantiser) >> 1  # the last whose point is not above the wish
+                if k < LARGEST:  # k, and of its two neighbours the better
+                    near = size - np.float32(2 * k - (quantiser if k > 0 else 0))
+                    above = size - np.float32(2 * k + 2 - quantiser)
+                    below = size - np.float32(2 * k - 2 - (quantiser if k > 1 else 0))
+                    cost_near = near * near + rate * bits_M[k]
+                    cost_above = above * above + rate * bits_M[k + 1]
+                    cost_below = below * below + rate * bits_M[max(k - 1, 0)] if k > 0 else FAR
+                    other, parity = (k - 1 if cost_below < cost_above else k + 1), k & 1
+                    cost_other = min(cost_below, cost_above)
+                    left = below if cost_below < cost_above else above
+                else:  # without a symbol: even, whatever it is
+                    k = max((int(size) + 1 + quantiser) >> 1, LARGEST + 1)
+                    near = left = size - np.float32(2 * k - quantiser)
+                    cost_near, cost_other = near * near + rate * np.float32(ESCAPED), FAR
+                    other, parity = k, 0
+                sign = -1 if wish < 0 else 1
+                cost_S2[s, parity], cost_S2[s, 1 - parity] = cost_S[s] + cost_near, cost_S[s] + cost_other
+                k_S2[s, parity], k_S2[s, 1 - parity] = sign * k, sign * other
+                error_S2[s, parity], error_S2[s, 1 - parity] = near * scale * sign, left * scale * sign
+            for to in range(STATES):
+                s, parity = before_S22[to, 0]
+                if cost_S2[before_S22[to, 1, 0], before_S22[to, 1, 1]] < cost_S2[s, parity]:
+                    s, parity = before_S22[to, 1]
+                new_S[to], came_IS[i, to], k_IS[i, to] = cost_S2[s, parity], s, k_S2[s, parity]
+                source_T, target_T = recent[now, s, 1:], recent[1 - now, to, :WINDOW]
+                for t in range(WINDOW):
+                    target_T[t] = source_T[t]
+                recent[1 - now, to, WINDOW] = error_S2[s, parity]
+            cost_S[:] = new_S
+            now = 1 - now
+        state = np.int64(np.argmin(cost_S))
+        for i in range(columns - 1, -1, -1):
+            k = np.int64(k_IS[i, state])
+            state = np.int64(came_IS[i, state])
+            quantiser = state & 1
+            integers_BI[o, i] = 2 * k - quantiser * ((k > 0) - (k < 0))
+            error_BI[o, i] = wish_I[i] - np.float32(integers_BI[o, i]) * (step_B[o] * step_I[i])
+            k_class = min(max(class_B[o] + class_I[i], 0), bits_KQM.shape[0] - 1)
+            bits += bits_KQM[k_class, quantiser, abs(k)] if abs(k) <= LARGEST else ESCAPED
+    return bits
 
 
 def flat(weight_OI: Tensor, bits: float = 4.0) -> Lattice:
     """About so many bits a weight under no metric but the squared error: needs no text."""
     size = weight_OI.shape[1]
     metric = Metric(torch.eye(size), torch.arange(size), torch.eye(size))
-    level = float(weight_OI.square().mean().clamp_min(1e-30)) * 4.0 ** (0.25 - bits)
+    level = float(weight_OI.square().mean().clamp_min(1e-30)) * 4.0 ** (0.1 - bits)
     rows = Outputs(torch.arange(len(weight_OI)), torch.ones(len(weight_OI), dtype=torch.float64), None)
     return water(weight_OI, metric, rows, level, Spread.of(weight_OI)).lattice
