@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from .common import Debug, Dtype, Json, Model, Precision, Result, Seed, Text, verb
+
+HARNESS = "harness:"  # before a task's name in lm-evaluation-harness
 
 
 @verb("""
@@ -14,6 +16,8 @@ from .common import Debug, Dtype, Json, Model, Precision, Result, Seed, Text, ve
     supremum evaluate smaller --reference models/llama --text held-out.txt
     supremum evaluate small/model.gguf --reference demo --text held-out.txt --tokens 16384 --json
     supremum evaluate small --reference demo --cache q8_0,q4_0 --tokens 4096
+    supremum evaluate small --reference demo --text held-out.txt --details --perturb typos
+    supremum evaluate small --reference demo --tasks piqa.jsonl --samples 300
 """)
 def evaluate(
     model: Model,
@@ -26,6 +30,17 @@ def evaluate(
         "--cache", metavar="K[,V]", help="Measure a quantised cache of keys and values instead, in llama.cpp: q8_0, q5_1, "
                                          "q5_0, q4_1, q4_0 or iq4_nl, for both or for each; or kivi8, kivi4, "
                                          "kivi2 in Transformers.")] = None,
+    tasks: Annotated[list[str] | None, typer.Option(
+        "--tasks", metavar="FILE", help="Zero-shot cases (.jsonl with choices or a word to guess), or a folder of them; "
+                                        "or harness:NAME, of the Language Model Evaluation Harness; repeatable. "
+                                        "Without --text nothing else is measured.")] = None,
+    samples: Annotated[int | None, typer.Option(
+        "--samples", min=1, help="Cases of each task, drawn by --seed; all unless given.")] = None,
+    perturb: Annotated[list[str] | None, typer.Option(
+        "--perturb", metavar="KIND", help="Measure once more with typos, lower, upper or truncate; repeatable.")] = None,
+    details: Annotated[bool, typer.Option(
+        "--details", help="Show where the loss lies: by frequency, place and kind of token, and the tokens that changed most "
+                          "(always in --json).")] = False,
     seed: Seed = 0,
     dtype: Dtype = Precision.auto,
     as_json: Json = False,
@@ -34,6 +49,8 @@ def evaluate(
     """Perplexity and, against --reference, KL (mean, median, 99th percentile) and same-top-token, with errors.
 
     With --cache: the same of a .gguf file with that cache against its own float16 cache, and the bytes of both.
+    With --tasks: accuracy with intervals and, against --reference, which answers flipped (McNemar's exact p).
+    Several texts are measured each by itself. With --perturb: the same with typos, in one case, or with less context.
     Use text that the model was not calibrated on. Without --text the reference (or MODEL, without one) writes it.
     """
     if tokens < length:
@@ -43,12 +60,39 @@ def evaluate(
 
     from rich.console import Console
 
-    from ..measure import cache_types, evaluate_cache_files, evaluate_files, render, render_cache
+    from ..measure import (
+        cache_types,
+        evaluate_cache_files,
+        evaluate_harness,
+        evaluate_tasks,
+        evaluate_texts,
+        render_cache,
+        render_harness,
+        render_tasks,
+        render_text,
+        tasks_from,
+    )
 
     if cache:
         found = evaluate_cache_files(model, reference, cache_types(cache), text=text, tokens=tokens, length=length, seed=seed)
         return {"model": model, "reference": reference, "cache": asdict(found)}, lambda: Console().print(render_cache(found))
-    precision = "float32" if dtype is Precision.auto else dtype.value
-    quality = evaluate_files(model, reference, text=text, tokens=tokens, length=length, seed=seed, dtype=precision)
-    document = {"model": model, "reference": reference, "quality": asdict(quality)}
-    return document, lambda: Console().print(render(quality))
+    precision, disturb = "float32" if dtype is Precision.auto else dtype.value, tuple(perturb or ())
+    document: dict[str, Any] = {"model": model, "reference": reference}
+    tables: list[Any] = []
+    theirs = [task.removeprefix(HARNESS) for task in tasks or [] if task.startswith(HARNESS)]
+    own = [task for task in tasks or [] if not task.startswith(HARNESS)]
+    cases = tasks_from(own, samples=samples, seed=seed, disturb=disturb)  # a bad file is found before the long work
+    if text or not tasks:
+        texts = evaluate_texts(model, reference, texts=text, tokens=tokens, length=length, seed=seed, dtype=precision,
+                               disturb=disturb)
+        document |= {"quality": asdict(texts[0].quality)} if len(texts) == 1 else {}
+        document["texts"] = [asdict(one) for one in texts]
+        tables += [table for one in texts for table in render_text(one, slices=details)]
+    if cases:
+        report = evaluate_tasks(model, reference, cases, seed=seed, dtype=precision)
+        document |= asdict(report)
+        tables.append(render_tasks(report))
+    if theirs:
+        document["harness"] = evaluate_harness(model, reference, theirs, samples=samples, dtype=precision)
+        tables.append(render_harness(document["harness"]))
+    return document, lambda: Console().print(*tables)

@@ -59,8 +59,9 @@ class Answers:
         return caught[0][0], logits
 
 
-def score(answers: Answers, reference: Answers | None, index: int) -> TokenScores:
+def score(answers: Answers, reference: Answers | None, index: int, *, tops: bool = False) -> TokenScores:
     """Scores of one window: all positions but the last for a decoder, all positions for an encoder's head."""
     window = answers.windows[index]
     targets = window[1:] if answers.objective == "next" else window
-    return compare(reference.window(index) if reference is not None else None, answers.window(index), targets)
+    return compare(reference.window(index) if reference is not None else None, answers.window(index), targets,
+                   tops=tops)

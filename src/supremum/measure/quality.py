@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,21 @@ from ..progress import phase
 from ..text import self_generated, tokens_from_text
 from .answers import Answers, score
 from .cache import KIVI, CacheQuality, cache_bytes, evaluate_cache
+from .details import Details, details
 from .encoders import EncoderQuality, compare_pooled, pooled
-from .scores import Quality, summarise
+from .perturb import perturbed_windows
+from .scores import Quality, TokenScores, summarise
+
+
+@dataclass(frozen=True)
+class TextQuality:
+    """Quality on one text; `details` as in details.py (None for models that predict no tokens); `perturbed`: the same of
+    the text with typos and so on, by name."""
+
+    text: str | None
+    quality: Quality | EncoderQuality
+    details: Details | None = None
+    perturbed: dict[str, TextQuality] = field(default_factory=dict)
 
 
 def evaluate(checkpoint: Any, reference: Any | None, windows: Tensor, *,
@@ -26,23 +40,85 @@ def evaluate(checkpoint: Any, reference: Any | None, windows: Tensor, *,
     Decoders and encoders with a masked-language head give Quality (the latter's targets are the tokens themselves);
     headless encoders, which need a reference, give EncoderQuality. Both models compute in `dtype`; scores are float32.
     """
+    _check(windows)
+    model, original = _models(checkpoint, reference, dtype)
+    if objective(type(model).__name__) == "none":
+        return _evaluate_encoder(model, original, windows)
+    return summarise(_score(model, original, windows, "evaluate"), objective=objective(type(model).__name__))
+
+
+def _check(windows: Tensor) -> None:
     if windows.ndim != 2 or not windows.numel():
         raise ValueError(f"windows must be (n, T), not {tuple(windows.shape)}")
+
+
+def _models(checkpoint: Any, reference: Any | None, dtype: torch.dtype) -> tuple[Any, Any]:
+    """The model and its original (None without one), of one kind and one vocabulary."""
     _same_vocabulary(checkpoint, reference)
     model = checkpoint.model(dtype)
-    if objective(type(model).__name__) == "none":
-        return _evaluate_encoder(model, reference, windows, dtype)
-    answers = Answers(model, windows)
-    original = Answers(reference.model(dtype), windows) if reference is not None else None
-    if original is not None and original.objective != answers.objective:
-        raise SupremumError(f"The reference is a {type(original.model).__name__}, the candidate a "
+    original = reference.model(dtype) if reference is not None else None
+    kind = objective(type(model).__name__)
+    if original is not None and kind != "none" and objective(type(original).__name__) != kind:
+        raise SupremumError(f"The reference is a {type(original).__name__}, the candidate a "
                             f"{type(model).__name__}.", "Compare a model with its own original.")
+    return model, original
+
+
+def _score(model: Any, original: Any | None, windows: Tensor, label: str, *, tops: bool = False) -> list[TokenScores]:
+    answers = Answers(model, windows)
+    beside = Answers(original, windows) if original is not None else None
     scores = []
-    with phase("evaluate", len(windows)) as advance:
+    with phase(label, len(windows)) as advance:
         for index in range(len(windows)):
-            scores.append(score(answers, original, index))
+            scores.append(score(answers, beside, index, tops=tops))
             advance()
-    return summarise(scores, objective=answers.objective)
+    return scores
+
+
+def evaluate_texts(model: str | Path, reference: str | Path | None = None, *, texts: Sequence[str | Path] | None = None,
+                   tokens: int = 16384, length: int = 1024, dtype: torch.dtype | str = torch.float32, seed: int = 0,
+                   disturb: Sequence[str] = ()) -> list[TextQuality]:
+    """`supremum evaluate`: every text by itself, `tokens` of each, with details; without texts what the reference writes.
+
+    disturb: names of `perturb.KINDS` under which each text is scored once more.
+    """
+    candidate, original, kind = _opened(model, reference, dtype)
+    sources: list[str | None] = [str(text) for text in texts] if texts else [None]
+    cut = [_windows(original or candidate, [source] if source else None, tokens, length, seed) for source in sources]
+    one, other = _models(candidate, original, kind)  # after the texts were found to be readable
+    tokenizer = (original or candidate).tokenizer()
+    report = []
+    for source, windows in zip(sources, cut, strict=True):
+        _check(windows)
+        if objective(type(one).__name__) == "none":
+            report.append(TextQuality(source, _evaluate_encoder(one, other, windows)))
+            continue
+        label = f"evaluate {Path(source).name}" if source else "evaluate"
+        perturbed = {name: _detailed(one, other, perturbed_windows(tokenizer, windows, name, seed), tokenizer, source,
+                                     f"{label}, {name}", seed) for name in disturb}
+        found = _detailed(one, other, windows, tokenizer, source, label, seed)
+        report.append(replace(found, perturbed=perturbed))
+    return report
+
+
+def _detailed(model: Any, original: Any | None, windows: Tensor, tokenizer: Any, source: str | None, label: str,
+              seed: int) -> TextQuality:
+    kind = objective(type(model).__name__)
+    scores = _score(model, original, windows, label, tops=True)
+    return TextQuality(source, summarise(scores, objective=kind),
+                       details(scores, windows[:, 1:] if kind == "next" else windows, tokenizer, seed=seed))
+
+
+def _opened(model: str | Path, reference: str | Path | None, dtype: torch.dtype | str) -> tuple[Any, Any | None, torch.dtype]:
+    from ..checkpoint import open_checkpoint
+
+    kind = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if kind not in (torch.float32, torch.bfloat16, torch.float16):
+        raise SupremumError(f"{dtype} is not a type that models compute in.", "Use float32, bfloat16 or float16.")
+    candidate = open_checkpoint(model)
+    original = open_checkpoint(reference) if reference is not None else None
+    _same_vocabulary(candidate, original)
+    return candidate, original, kind
 
 
 def evaluate_cache_files(model: str | Path, reference: str | Path | None, types: tuple[str, str], *,
@@ -69,30 +145,21 @@ def _windows(source: Any, text: Sequence[str | Path] | None, tokens: int, length
 def evaluate_files(model: str | Path, reference: str | Path | None = None, *,
                    text: Sequence[str | Path] | None = None, tokens: int = 16384, length: int = 1024,
                    dtype: torch.dtype | str = torch.float32, seed: int = 0) -> Quality | EncoderQuality:
-    """`supremum evaluate`: open the models, cut `text` into windows with the reference's tokenizer, and score.
+    """One Quality over all of `text`: open the models, cut it into windows with the reference's tokenizer, and score.
 
     Without text the reference writes it itself, so that KL is the expectation over its own distribution. Raises
     SupremumError when the models' vocabularies differ, the text is too short or the windows exceed the context.
     """
-    from ..checkpoint import open_checkpoint
-
-    kind = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if kind not in (torch.float32, torch.bfloat16, torch.float16):
-        raise SupremumError(f"{dtype} is not a type that models compute in.", "Use float32, bfloat16 or float16.")
-    candidate = open_checkpoint(model)
-    original = open_checkpoint(reference) if reference is not None else None
-    _same_vocabulary(candidate, original)
+    candidate, original, kind = _opened(model, reference, dtype)
     return evaluate(candidate, original, _windows(original or candidate, text, tokens, length, seed), dtype=kind)
 
 
-def _evaluate_encoder(model: Any, reference: Any, windows: Tensor, dtype: torch.dtype) -> EncoderQuality:
-    if reference is None:
+def _evaluate_encoder(model: Any, original: Any | None, windows: Tensor) -> EncoderQuality:
+    if original is None:
         raise SupremumError(f"A {type(model).__name__} predicts no tokens, so it has no quality by itself.",
                             "Name the original with --reference.")
     with phase("evaluate"):
-        candidate = pooled(model, windows)
-        original = pooled(reference.model(dtype), windows)
-        return compare_pooled(original, candidate, length=windows.shape[1])
+        return compare_pooled(pooled(original, windows), pooled(model, windows), length=windows.shape[1])
 
 
 def _same_vocabulary(candidate: Any, reference: Any | None) -> None:

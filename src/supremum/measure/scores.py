@@ -38,6 +38,10 @@ class TokenScores:
     nll_reference: Tensor | None = None
     kl: Tensor | None = None
     same: Tensor | None = None  # bool
+    top: Tensor | None = None  # the likeliest token, int64, and its probability; asked for with `tops`
+    confidence: Tensor | None = None
+    top_reference: Tensor | None = None
+    confidence_reference: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -72,13 +76,16 @@ class Quality:
 
 
 @torch.inference_mode()
-def compare(reference: Tensor | Rows | None, candidate: Tensor | Rows, targets: Tensor) -> TokenScores:
+def compare(reference: Tensor | Rows | None, candidate: Tensor | Rows, targets: Tensor, *, tops: bool = False) -> TokenScores:
     """Score one window: targets (T,) int64 against logits (T, V), given whole or as a function of a slice of positions.
 
     All arithmetic is float32, over a block of positions at a time, so that memory does not grow with T x V. Logits
-    beyond the reference's vocabulary (padding) are ignored. Raises SupremumError when answers are not finite.
+    beyond the reference's vocabulary (padding) are ignored. `tops`: both models' likeliest tokens, too.
+    Raises SupremumError when answers are not finite.
     """
     nll, nll_reference, kl, same = [], [], [], []
+    best: list[tuple[Tensor, Tensor]] = []  # (log probability, token) of the likeliest
+    best_reference: list[tuple[Tensor, Tensor]] = []
     for rows in _blocks(candidate, len(targets)):
         target_rows, q_rows = targets[rows, None], _logits(candidate, rows)
         p_rows = _logits(reference, rows) if reference is not None else None
@@ -90,25 +97,40 @@ def compare(reference: Tensor | Rows | None, candidate: Tensor | Rows, targets: 
             logq = q_rows[part, :width].float()
             target = target_rows[part].to(logq.device)
             if p_rows is None:
-                nll.append(-torch.log_softmax(logq, -1).gather(1, target)[:, 0])
+                logq = torch.log_softmax(logq, -1)
+                nll.append(-logq.gather(1, target)[:, 0])
+                if tops:
+                    best.append(logq.max(-1))
                 continue
             logp = p_rows[part].to(logq.device).float()
             same.append(logp.argmax(-1) == logq.argmax(-1))
             logp, logq = torch.log_softmax(logp, -1), torch.log_softmax(logq, -1)
             nll.append(-logq.gather(1, target)[:, 0])
             nll_reference.append(-logp.gather(1, target)[:, 0])
+            if tops:
+                best.append(logq.max(-1))
+                best_reference.append(logp.max(-1))
             difference = torch.sub(logp, logq, out=logq)
             p = logp.exp_()
             if not torch.isfinite(mean := torch.linalg.vecdot(p, difference)).all():
                 mean = torch.where(p > 0, p * difference, 0.0).sum(-1)  # a token that p rules out costs nothing
             kl.append(mean)
-    scores = TokenScores(torch.cat(nll).cpu(), *(torch.cat(part).cpu() if part else None
-                                                 for part in (nll_reference, kl, same)))
+    beside = [torch.cat(part).cpu() if part else None for part in (nll_reference, kl, same)]
+    (top, confidence), (top_reference, confidence_reference) = _tops(best), _tops(best_reference)
+    scores = TokenScores(torch.cat(nll).cpu(), beside[0], beside[1], beside[2], top, confidence, top_reference,
+                         confidence_reference)
     for name, values in (("model", scores.nll), ("reference", scores.nll_reference), ("model", scores.kl)):
         if values is not None and not torch.isfinite(values).all():
             raise SupremumError(f"The {name}'s answers are not finite ({int((~torch.isfinite(values)).sum())} of "
                                 f"{len(values)} positions).", "Evaluate in float32, or look for broken weights.")
     return scores
+
+
+def _tops(best: list[tuple[Tensor, Tensor]]) -> tuple[Tensor | None, Tensor | None]:
+    """(tokens, probabilities) of all blocks."""
+    if not best:
+        return None, None
+    return torch.cat([token for _, token in best]).cpu(), torch.cat([logp for logp, _ in best]).exp().cpu()
 
 
 def _logits(source: Tensor | Rows, rows: slice) -> Tensor:

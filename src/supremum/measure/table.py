@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
 from rich.table import Table
 
 from ..sizes import figure, format_size
 from .cache import CacheQuality
+from .details import Details
 from .encoders import EncoderQuality
+from .intervals import Interval
+from .quality import TextQuality
 from .scores import Quality
+from .zeroshot import TaskReport
 
 
-def render(quality: Quality | EncoderQuality) -> Table:
-    """A table of value and standard error; print it with rich."""
-    table = Table("", "value", "± s.e.", title=f"{quality.tokens:,} tokens in {quality.windows} windows", min_width=48)
+def render(quality: Quality | EncoderQuality, found: Details | None = None, text: str | None = None) -> Table:
+    """A table of value and standard error; print it with rich. `text` names what was read, `found` adds its lines."""
+    title = f"{quality.tokens:,} tokens in {quality.windows} windows"
+    table = Table("", "value", "± s.e.", title=escape(f"{text}: {title}") if text else title, min_width=48)
     table.columns[1].justify = table.columns[2].justify = "right"
 
     def row(name: str, value: float | None, error: float | None = None, scale: float = 1.0, unit: str = "") -> None:
@@ -34,7 +44,65 @@ def render(quality: Quality | EncoderQuality) -> Table:
     row("  99th percentile", quality.kl_p99)
     row("  greatest", quality.kl_max)
     row("same most likely token", quality.same_top, quality.same_top_se, 100, " %")
+    if found is not None:
+        row("bits a byte", found.bits_per_byte)
+        row("  of the reference", found.bits_per_byte_reference)
+        row("calibration error (ECE)", found.ece, None, 100, " %")
+        row("  of the reference", found.ece_reference, None, 100, " %")
     return table
+
+
+def render_text(one: TextQuality, *, slices: bool = False) -> list[Table]:
+    """A text's tables: its figures, what typos and the like do to it, and with `slices` where the loss lies."""
+    tables = [render(one.quality, one.details, Path(one.text).name if one.text else None)]
+    if one.details and one.perturbed:
+        tables.append(_perturbed(one))
+    if one.details and slices:
+        tables += [_slices(one.details), *([_changed(one.details)] if one.details.most_changed else [])]
+    return tables
+
+
+def _perturbed(one: TextQuality) -> Table:
+    table = Table("text", "bits a byte", "original", "KL", "same token", title="robustness", min_width=48)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for name, each in {"as it is": one, **one.perturbed}.items():
+        quality, found = each.quality, each.details
+        if isinstance(quality, Quality) and found is not None:
+            same = "" if quality.same_top is None else f"{100 * quality.same_top:.1f} %"
+            table.add_row(name, figure(found.bits_per_byte, 4), _or_blank(found.bits_per_byte_reference, 4),
+                          _or_blank(quality.kl_mean), same)
+    return table
+
+
+def _slices(found: Details) -> Table:
+    table = Table("tokens", "share", "nll", "+ nll", "KL", "95 %", "same", title="slice by slice")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for rows in found.slices.values():
+        table.add_section()
+        for one in rows:
+            interval = "" if one.interval is None else f"{figure(one.interval.low, 2)} - {figure(one.interval.high, 2)}"
+            table.add_row(one.name, f"{100 * one.share:.1f} %", figure(one.nll),
+                          _or_blank(one.excess_nll), _or_blank(one.kl), interval,
+                          "" if one.same_top is None else f"{100 * one.same_top:.0f} %")
+    return table
+
+
+def _changed(found: Details) -> Table:
+    table = Table("before", "token", "original", "now", "KL", title="tokens that changed most")
+    for one in found.most_changed:
+        words = [_cut(repr(text)[1:-1], 12) for text in (one.token, one.reference, one.model)]
+        table.add_row(escape(_tail(repr(one.before)[1:-1], 24)), *map(escape, words), figure(one.kl))
+    return table
+
+
+def _tail(text: str, width: int) -> str:
+    return text if len(text) <= width else "…" + text[1 - width:]
+
+
+def _or_blank(value: float | None, digits: int = 3) -> str:
+    return "" if value is None else figure(value, digits)
 
 
 def render_cache(found: CacheQuality) -> Table:
@@ -50,3 +118,49 @@ def render_cache(found: CacheQuality) -> Table:
         table.add_row("KL to the reference, nats", figure(found.kl_reference), figure(found.kl_reference_exact))
     table.add_row(f"bytes at {found.context:,} tokens", format_size(found.bytes), format_size(found.bytes_exact))
     return table
+
+
+def render_tasks(report: TaskReport) -> Table:
+    """Accuracy with intervals; beside a reference its own, the flips (- lost, + gained), McNemar's p, the margin's change."""
+    compared = any(task.acc_reference is not None for task in report.tasks)
+    table = Table("task", "cases", "%", "95 %", title="zero-shot accuracy")
+    if compared:
+        for name in ("original", "flips", "p", "margin"):
+            table.add_column(name)
+    for column in table.columns[1:]:
+        column.justify = "right"
+
+    def row(name: str, cases: int, acc: Interval, reference: Interval | None, flips: dict[str, float] | None,
+            margin: Interval | None) -> None:
+        beside = [] if not compared else ["", "", "", ""] if reference is None or flips is None else [
+            f"{100 * reference.value:.1f}", f"-{flips['lost']} +{flips['gained']}", figure(flips["p"], 2),
+            f"{margin.value:+.2f}" if margin else ""]
+        table.add_row(name, f"{cases:,}", f"{100 * acc.value:.1f}", f"{100 * acc.low:.1f} - {100 * acc.high:.1f}", *beside)
+
+    for task in report.tasks:
+        row(escape(_cut(task.name)), task.cases, task.acc, task.acc_reference, task.flips, task.margin_change)
+        if task.acc_norm is not None:
+            row("  by length", task.cases, task.acc_norm, task.acc_norm_reference, task.flips_norm, None)
+    for gap in report.gaps:
+        first, second = gap.groups
+        table.add_row(_cut(f"{second} - {first}"), "", f"{100 * gap.acc.value:+.1f}",
+                      f"{100 * gap.acc.low:.1f} - {100 * gap.acc.high:.1f}",
+                      *([f"{100 * gap.acc_reference.value:+.1f}", "", "", ""] if gap.acc_reference else [""] * 4 * compared))
+    return table
+
+
+def render_harness(rows: Sequence[dict[str, Any]]) -> Table:
+    """The harness's metrics with its standard errors; beside a reference its value, the flips and McNemar's p."""
+    compared = any("reference" in row for row in rows)
+    table = Table("task", "metric", "value", "± s.e.", *(["original", "flips", "p"] if compared else []),
+                  title="lm-evaluation-harness")
+    for row in rows:
+        flips = [f"-{row['lost']} +{row['gained']}", figure(row["p"], 2)] if "p" in row else ["", ""]
+        beside = [figure(row["reference"], 4), *flips] if compared else []
+        table.add_row(escape(_cut(row["task"])), escape(_cut(row["metric"], 16)), figure(row["value"], 4),
+                      _or_blank(row["stderr"], 2), *beside)
+    return table
+
+
+def _cut(name: str, width: int = 20) -> str:
+    return name if len(name) <= width else name[:width - 1] + "…"
