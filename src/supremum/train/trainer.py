@@ -1,0 +1,237 @@
+"""One training run over Transformers' Trainer: sections of a recipe become its arguments; what it lacks is added.
+
+    learning rate at step s of S:  rise linearly to lr over warmup x S, then
+        linear   1 -> floor          cosine   floor + (1 - floor)(1 + cos(pi t))/2          constant   1
+        wsd      1 until the last decay x S steps, which fall linearly to floor (Hu et al. 2024, arXiv:2404.06395)
+
+Added: a data order and masks that are functions of seed and draw (`examples`), guards, curve and signals (`watch`), whole
+checkpoints (`checkpoints`). The same command goes on from the newest whole checkpoint: weights, optimiser, schedule and
+random states are restored, so on one process the result is that of an uninterrupted run to the bit. States of optimisers
+are read with torch.load(weights_only=True), which builds tensors and plain values alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch.utils.data import DataLoader
+from transformers import TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from ..errors import SupremumError
+from ..progress import note
+from ..workspace import Workspace
+from .checkpoints import PART, newest_whole
+from .examples import Drawn, Transform
+from .recipe import Optimiser, Schedule, Training
+from .watch import STATE, State, Watch
+
+Loss = Callable[..., Tensor]  # (outputs, labels, num_items_in_batch) -> scalar
+_CHECKPOINTING = next(name for name in ("activation_checkpointing", "gradient_checkpointing")  # renamed within Transformers 5
+                      if name in TrainingArguments.__dataclass_fields__)
+TRACKERS = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}  # log_to: what must be installed
+
+
+class Trainer(transformers.Trainer):
+    """Transformers' Trainer on a fixed order of examples, telling every batch to a `Watch`."""
+
+    watch: Watch
+    schedule: Schedule
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        examples: Any = self.train_dataset
+        return self.accelerator.prepare(DataLoader(
+            examples, batch_size=self.args.per_device_train_batch_size, collate_fn=self.data_collator,
+            shuffle=False, drop_last=True, pin_memory=self.args.device.type == "cuda"))
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        if self.lr_scheduler is None:
+            shape, moved = self.schedule, optimizer or self.optimizer
+            assert moved is not None
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
+                moved, lambda step: rate(shape, step, num_training_steps))
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        tokens = tokens_in(inputs)
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self.watch.add(loss, tokens)
+        return loss
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A finished run."""
+
+    trainer: Trainer
+    steps: int
+    state: State
+    resumed_from: int  # step; 0 for a run that began here
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.state.tokens / self.state.seconds if self.state.seconds else 0.0
+
+
+def rate(schedule: Schedule, step: int, steps: int) -> float:
+    """Share of the learning rate at `step` (from 0) of `steps`."""
+    warm = math.ceil(schedule.warmup * steps)
+    if step < warm:
+        return (step + 1) / (warm + 1)
+    floor = schedule.floor
+    through = min(1.0, (step - warm) / max(1, steps - warm))
+    if schedule.name == "constant":
+        return 1.0
+    if schedule.name == "cosine":
+        return floor + (1 - floor) * (1 + math.cos(math.pi * through)) / 2
+    if schedule.name == "wsd":
+        fall = max(1, min(steps - warm, round(schedule.decay * steps)))
+        through = min(1.0, max(0.0, (step - (steps - fall)) / fall))
+    return 1 - (1 - floor) * through
+
+
+def optimiser(settings: Optimiser) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
+    """(class, arguments) as the Trainer takes them."""
+    if settings.name == "sgd":
+        return torch.optim.SGD, {"lr": settings.lr, "momentum": settings.betas[0]}
+    if settings.name == "adafactor":
+        from transformers import Adafactor
+
+        return Adafactor, {"lr": settings.lr, "relative_step": False, "scale_parameter": False, "warmup_init": False}
+    return torch.optim.AdamW, {"lr": settings.lr, "betas": settings.betas, "eps": settings.epsilon}
+
+
+def tokens_in(inputs: dict[str, Any]) -> int:
+    """Tokens that the model reads, padding left out."""
+    total = 0
+    for ids, mask in (("input_ids", "attention_mask"), ("decoder_input_ids", "decoder_attention_mask")):
+        if isinstance(inputs.get(mask), Tensor):
+            total += int(inputs[mask].sum())
+        elif isinstance(inputs.get(ids), Tensor):
+            total += inputs[ids].numel()
+    return total
+
+
+def world() -> tuple[int, int]:
+    """(rank, processes) as torchrun and accelerate launch say it."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def open_run(folder: Path, inputs: dict[str, Any], *, fresh: bool) -> Workspace | None:
+    """The locked state of the run; the first process alone holds it, since the others write beside it at its word."""
+    return Workspace(folder, inputs, fresh=fresh) if world()[0] == 0 else None
+
+
+def fit(
+    model: Any, examples: Sequence[Any], recipe: Training, run: Path, *, collator: Callable[[list[Any]], dict[str, Any]],
+    transform: Transform | None = None, loss: Loss | None = None, callbacks: Sequence[TrainerCallback] = (),
+    optimiser_factory: tuple[type[torch.optim.Optimizer], dict[str, Any]] | None = None, kind: type[Trainer] = Trainer,
+    **arguments: Any,
+) -> Fitted:
+    """Train `model` in place, or go on with the run that `run` holds (a folder that `open_run` opened).
+
+    examples: a sequence; transform: what is random about one, from its own generator; loss: instead of the model's own;
+    kind: a subclass with another `compute_loss`; arguments: passed on to TrainingArguments. Raises KeyboardInterrupt after a
+    signal, with a checkpoint written; SupremumError for what the user can mend.
+    """
+    if not len(examples):
+        raise SupremumError("There are no training examples.", "Give more text, or a shorter length.")
+    steps, processes = recipe.total_steps(len(examples)), world()[1]
+    check(recipe, processes)
+    transformers.utils.logging.disable_progress_bar()  # of writing checkpoints
+    with _plain_failures(run):
+        settings = TrainingArguments(**(_arguments(recipe, run, steps, processes) | arguments))
+        found = _agreed(newest_whole(run) if settings.process_index == 0 else None, processes)
+        state = State(**json.loads((found / STATE).read_text())) if found else State()
+        watch = Watch(recipe, run, steps, state)
+        drawn = Drawn(examples, steps * recipe.batch * recipe.accumulation, recipe.seed, transform)
+        trainer = kind(model=model, args=settings, train_dataset=drawn, data_collator=collator, compute_loss_func=loss,
+                       callbacks=[watch, *callbacks],
+                       optimizer_cls_and_kwargs=optimiser_factory or optimiser(recipe.optimiser))
+        for unwanted in (ProgressCallback, PrinterCallback):
+            trainer.remove_callback(unwanted)
+        trainer.watch, trainer.schedule = watch, recipe.schedule
+        watch.scaled = trainer.accelerator.scaler is not None
+        if found and settings.process_index == 0:
+            note(f"goes on from {found}.")
+        with watch.stopping_on_signals():
+            trainer.train(resume_from_checkpoint=str(found) if found else None)
+    watch.clock()
+    if watch.stopped:
+        raise KeyboardInterrupt
+    return Fitted(trainer, steps, state, int(found.name.rsplit("-", 1)[1]) if found else 0)
+
+
+def check(recipe: Training, processes: int = 1) -> None:
+    """Refuse before any work what this machine or this launch cannot do."""
+    gpu = torch.cuda.is_available()
+    if recipe.precision == "fp16" and not gpu:
+        raise SupremumError("precision: fp16 needs a GPU; this machine has none.", "Use precision: bf16 or fp32.")
+    if recipe.precision == "tf32" and not (gpu and torch.cuda.get_device_capability()[0] >= 8):
+        raise SupremumError("precision: tf32 needs an NVIDIA GPU from Ampere on.", "Use precision: fp32.")
+    if recipe.batch % processes:
+        raise SupremumError(f"batch: {recipe.batch} does not divide by {processes} processes.",
+                            f"Use --set batch={math.ceil(recipe.batch / processes) * processes}.")
+    if recipe.fsdp and processes == 1:
+        raise SupremumError("fsdp: true shards over several processes; this is one.",
+                            "Start it with torchrun --nproc-per-node N -m supremum train ..., or leave fsdp out.")
+    if recipe.log_to != "none" and not find_spec(TRACKERS[recipe.log_to]):
+        raise SupremumError(f"log_to: {recipe.log_to} is not installed.", f"pip install 'supremum[{recipe.log_to}]'")
+
+
+def _arguments(recipe: Training, run: Path, steps: int, processes: int) -> dict[str, Any]:
+    gpu = torch.cuda.is_available()
+    return {
+        "output_dir": str(run / PART), "max_steps": steps, "per_device_train_batch_size": recipe.batch // processes,
+        "gradient_accumulation_steps": recipe.accumulation, "max_grad_norm": recipe.clip, "seed": recipe.seed,
+        "learning_rate": recipe.optimiser.lr, "weight_decay": recipe.optimiser.weight_decay, "lr_scheduler_type": "constant",
+        "bf16": recipe.precision == "bf16", "fp16": recipe.precision == "fp16", "torch_compile": recipe.compile,
+        _CHECKPOINTING: recipe.gradient_checkpointing, "save_strategy": "steps", "save_total_limit": None,
+        "save_steps": recipe.checkpoint_every, "logging_strategy": "no" if recipe.log_to == "none" else "steps",
+        "logging_steps": recipe.log_every, "report_to": recipe.log_to, "disable_tqdm": True, "remove_unused_columns": False,
+        "use_cpu": not gpu, "ddp_backend": None if gpu or processes == 1 else "gloo", "ddp_find_unused_parameters": False,
+        "dataloader_num_workers": 0,
+    } | ({"tf32": recipe.precision == "tf32"} if gpu else {}) | ({"fsdp": True} if recipe.fsdp else {})
+
+
+def _agreed(found: Path | None, processes: int) -> Path | None:
+    """What the first process found, in all of them."""
+    if processes == 1:
+        return found
+    shared = [str(found) if found else None]
+    dist.broadcast_object_list(shared)
+    return Path(shared[0]) if shared[0] else None
+
+
+@contextlib.contextmanager
+def _plain_failures(run: Path) -> Iterator[None]:
+    """Failures of the machine as causes and remedies."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise SupremumError("The GPU ran out of memory.", "Lower batch and raise accumulation by the same factor, or use "
+                            "gradient_checkpointing: true.") from error
+    except RuntimeError as error:
+        text = str(error).lower()
+        if "can't allocate memory" in text or "not enough memory" in text:
+            raise SupremumError("The machine ran out of memory.", "Lower batch and raise accumulation by the same factor, or "
+                                "use gradient_checkpointing: true.") from error
+        if world()[1] > 1 and any(word in text for word in ("gloo", "nccl", "connection", "peer", "timed out", "socket")):
+            rank, processes = world()
+            raise SupremumError(f"Another process of this run died or cannot be reached (process {rank} of {processes} "
+                                f"noticed).", f"Start the same command again: it goes on from the newest checkpoint in {run}."
+                                ) from error
+        raise
