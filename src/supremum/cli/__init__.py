@@ -21,13 +21,14 @@ from .evaluate import evaluate
 from .limit import limit
 from .optimize import optimize
 from .report import report
+from .tune import tune
 
 app = typer.Typer(name="supremum", no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False,
                   context_settings={"help_option_names": ["-h", "--help"]},
                   help="The best a language model can do on this machine within a budget: measured, reached, proved.",
                   epilog="Start here:  supremum optimize demo --size 75MB --tokens 4096 --out small")
 
-for verb in (limit, optimize, evaluate, convert, report, doctor):
+for verb in (limit, optimize, evaluate, convert, tune, report, doctor):
     app.command(no_args_is_help=False, cls=BareFrontier if verb is optimize else None)(verb)
 
 
