@@ -32,6 +32,7 @@ from ..versions import version_of
 from ..workspace import write_atomic
 from .base import load as load_base
 from .baselines import baselines
+from .joint import Joint, Source, both, paired
 from .recipe import Optimiser, Schedule, Training, limits
 from .recipe import load as load_recipe
 from .rows import Row, read
@@ -94,6 +95,7 @@ class Tune(Training):
     batch: int = limits(32, least=1)
     epochs: float | None = limits(None, least=0)
     score_batch: int = limits(64, least=1)
+    source: Source | None = None  # rows of another domain beside data.train
     untuned: bool = False  # score the base as it is, too; only where the task adds no head
 
 
@@ -155,15 +157,17 @@ class Grouped(Dataset[Any]):
         return self.drawn[self._window[1][within]]
 
 
-def trainer_of(task: Task, batch: int, seed: int) -> type[Trainer]:
-    """The trainer of the task's loss, on batches of like length."""
+def trainer_of(task: Task, batch: int, seed: int, joint: Joint | None = None) -> type[Trainer]:
+    """The trainer of the task's loss, on batches of like length; of two domains', on pairs as they come."""
 
     class Tuning(Trainer):
         def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False,
                          num_items_in_batch: Any = None) -> Any:
-            return task.loss(model, inputs)
+            return (joint or task).loss(model, inputs)
 
         def get_train_dataloader(self) -> DataLoader[Any]:
+            if joint:
+                return super().get_train_dataloader()
             return self.accelerator.prepare(DataLoader(
                 Grouped(self.train_dataset, batch, seed), batch_size=self.args.per_device_train_batch_size,
                 collate_fn=self.data_collator, shuffle=False, drop_last=True))
@@ -207,15 +211,23 @@ def tune(path: str | Path, data: str | Path, out: str | Path, *, changes: Sequen
     if recipe.epochs != 0:
         with phase("tokens"):
             features = task.encode(train, tokenizer)
+        collate, joint = task.collate(tokenizer), None
+        if recipe.source:
+            others = read(folder, recipe.source.train, task.roles, recipe.data.columns, recipe.data.kind)
+            task.check(others)
+            features, collate = paired(task.encode(others, tokenizer), features), both(collate)
+            joint = Joint(task, model, recipe.source)
         steps = recipe.total_steps(len(features))
         model, callbacks = prepare(model, recipe.way, steps)
         trained, total = counts(model)
         started = time.perf_counter()
-        fitted = fit(model, features, recipe, work, collator=task.collate(tokenizer), callbacks=callbacks,
-                     kind=trainer_of(task, recipe.batch, seed))
+        fitted = fit(model, features, recipe, work, collator=collate, callbacks=callbacks,
+                     kind=trainer_of(task, recipe.batch, seed, joint))
         minutes = max(fitted.state.seconds, time.perf_counter() - started) / 60
         loss = fitted.state.curve[-1][1] if fitted.state.curve else None
         model = merged(model)
+        if joint:
+            joint.leave(model)
     model.eval()
     with phase("score"):
         said = task.predict(model, tokenizer, test, recipe.score_batch)

@@ -26,7 +26,7 @@ from .recipe import limits
 class Way:
     name: Literal["full", "frozen", "gradual", "lora", "adalora", "ia3"] = "full"
     rank: int = limits(8, least=1)  # lora, and where adalora ends on average (it begins at 1.5 times as many)
-    alpha: float = limits(16.0, above=0)
+    alpha: int = limits(16, least=1)
     dropout: float = limits(0.0, least=0, most=0.99)  # of the adapter's input
     targets: tuple[str, ...] = ()  # ends of layer names; all linear layers of the blocks for lora and adalora
     share: float = limits(0.5, above=0, most=1)  # gradual: share of the steps by whose end every block is trained
@@ -52,7 +52,7 @@ def blocks(model: Any) -> list[nn.Module]:
     lists = [module for module in trunk(model).modules() if isinstance(module, nn.ModuleList)]
     if not lists:
         raise SupremumError("The model has no list of blocks to unfreeze one after another.", "Use way: full.")
-    return list(max(lists, key=len))
+    return list(max(lists, key=lambda found: len(found)))
 
 
 def prepare(model: Any, way: Way, steps: int) -> tuple[Any, list[TrainerCallback]]:
