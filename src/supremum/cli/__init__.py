@@ -21,6 +21,7 @@ from .evaluate import evaluate
 from .limit import limit
 from .optimize import optimize
 from .report import report
+from .train import train
 from .tune import tune
 
 app = typer.Typer(name="supremum", no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False,
@@ -28,7 +29,7 @@ app = typer.Typer(name="supremum", no_args_is_help=True, rich_markup_mode="rich"
                   help="The best a language model can do on this machine within a budget: measured, reached, proved.",
                   epilog="Start here:  supremum optimize demo --size 75MB --tokens 4096 --out small")
 
-for verb in (limit, optimize, evaluate, convert, tune, report, doctor):
+for verb in (limit, optimize, evaluate, convert, train, tune, report, doctor):
     app.command(no_args_is_help=False, cls=BareFrontier if verb is optimize else None)(verb)
 
 

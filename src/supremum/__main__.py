@@ -1,0 +1,5 @@
+"""`python -m supremum`, which is what torchrun starts."""
+
+from .cli import main
+
+main()

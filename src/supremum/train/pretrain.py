@@ -1,0 +1,246 @@
+"""`supremum train`: a recipe, text and a seed in; a model folder with train.json out.
+
+    text -> tokenizer -> chunks -> (the last `held_out` kept apart) -> fit -> held-out loss -> DIR, beside and moved into place
+
+MFU, the share of the machine's peak: tokens/s x 6 N over the best rate of matrix products of the run's number type measured
+just before it on as many threads; N counts parameters that are multiplied (Chowdhery et al. 2022, arXiv:2204.02311, whose
+attention term is left out).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import shlex
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import distributed as dist
+
+from .. import __version__
+from ..errors import SupremumError
+from ..plain import plain
+from ..progress import note, phase
+from ..versions import version_of
+from ..workspace import write_atomic
+from .corpus import Chunks, TokenizerRecipe, chunks, make_tokenizer
+from .models import Model, build, multiplied, objective_of
+from .objectives import LOSSES, Hide, Objective, Pad, PadReplaced, wrapped
+from .recipe import Training, limits, load
+from .trainer import Fitted, fit, open_run, world
+
+FILE = "train.json"
+PRODUCTS = {"fp32": "float32", "tf32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+HELD_MOST = 512  # chunks that the held-out loss is taken on
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe(Training):
+    """A pre-training recipe."""
+
+    model: Model
+    text: tuple[str, ...]  # files below --data, or hub data sets
+    tokenizer: TokenizerRecipe = TokenizerRecipe()
+    objective: Objective | None = None  # by default the family's
+    length: int = limits(256, least=8)  # tokens of a chunk
+    documents: Literal["joined", "separate"] = "joined"
+    held_out: float = limits(0.05, least=0, most=0.5)  # share of the chunks, at the end of the text
+
+
+def train(recipe_file: str | Path, data: str | Path = ".", out: str | Path | None = None, *, changes: Sequence[str] = (),
+          fresh: bool = False) -> dict[str, Any]:
+    """Train the model of a recipe, or go on with it; returns what train.json holds. Raises SupremumError."""
+    recipe = load(recipe_file, Recipe, changes)
+    objective = _objective(recipe)
+    folder = Path(out) if out else Path(Path(recipe_file).stem)
+    inputs = {"supremum": __version__, "torch": torch.__version__, "recipe": plain(recipe)}
+    if not fresh and (found := _finished(folder, inputs)):
+        note(f"{folder}: is finished with the same recipe; --fresh runs it again.")
+        return found
+    _check_out(folder, fresh)
+    run = folder.with_name(folder.name + ".work")
+    state = open_run(run, inputs, fresh=fresh)
+    try:
+        return _train(recipe, objective, _sources(recipe.text, Path(data)), folder, run, inputs)
+    finally:
+        if state:
+            if (folder / FILE).exists() and _finished(folder, inputs):
+                state.discard()
+            state.close()
+
+
+def _objective(recipe: Recipe) -> Objective:
+    wanted = objective_of(recipe.model.family)
+    objective = recipe.objective or Objective(name=wanted)  # type: ignore[arg-type]
+    if objective.name != wanted:
+        raise SupremumError(f"objective: {objective.name} does not go with {recipe.model.family}, which learns {wanted}.",
+                            "Change objective.name or model.family.")
+    if recipe.length > recipe.model.context and recipe.model.family != "t5":
+        raise SupremumError(f"length: {recipe.length} is more than model.context, {recipe.model.context}.", "Make them equal.")
+    return objective
+
+
+def _train(recipe: Recipe, objective: Objective, sources: list[Path], folder: Path, run: Path,
+           inputs: dict[str, Any]) -> dict[str, Any]:
+    first = world()[0] == 0
+    with phase("read text"):
+        tokenizer = make_tokenizer(recipe.tokenizer, sources, objective.name, recipe.length)
+        learned, held = chunks(tokenizer, sources, recipe.length, recipe.documents, objective.name).split(recipe.held_out)
+    torch.manual_seed(recipe.seed)
+    model = wrapped(build(recipe.model, tokenizer), objective)
+    numbers = {"parameters": sum(p.numel() for p in model.parameters()), "multiplied": multiplied(model)}
+    if first:
+        note(f"{numbers['parameters']:,} parameters, {len(learned):,} chunks of {recipe.length} tokens, "
+             f"{recipe.total_steps(len(learned)):,} steps")
+    peak = _peak(recipe) if first else 0.0
+    pad = tokenizer.pad_token_id or 0
+    start = model.config.decoder_start_token_id if objective.name == "span" else None
+    collator = PadReplaced(pad) if objective.name == "replaced" else Pad(pad, start)
+    hide = Hide(objective, tokenizer)
+    fitted = fit(model, learned, recipe, run, collator=collator, transform=hide, loss=LOSSES[objective.name])
+    with phase("held-out loss"):
+        losses = held_out(fitted, held, hide, collator, objective.name, recipe)
+    document = _document(recipe, objective, inputs, fitted, numbers, peak, losses, len(learned))
+    _write(fitted, tokenizer, document, folder)
+    return document
+
+
+@torch.no_grad()
+def held_out(fitted: Fitted, held: Chunks, hide: Hide, collator: Pad, name: str, recipe: Recipe) -> dict[str, float] | None:
+    """Mean loss a token over the held-out chunks, each hidden in one way that the seed fixes, with its standard error over
+    chunks."""
+    count = min(len(held), HELD_MOST)
+    if not count:
+        return None
+    model, device = fitted.trainer.model_wrapped if recipe.fsdp else fitted.trainer.model, fitted.trainer.args.device
+    assert model is not None
+    model.eval()
+    sums, items = [], []
+    for index in np.linspace(0, len(held) - 1, count).astype(int):
+        example = hide(held[index], np.random.default_rng([recipe.seed, 2, int(index)]))
+        batch = {key: value.to(device) for key, value in collator([example]).items()}
+        labels = batch.pop("labels")
+        items.append(int((labels != -100).sum()))
+        sums.append(float(LOSSES[name](model(**batch), labels, 1)))
+    model.train()
+    total, mean = sum(items), sum(sums) / max(1, sum(items))
+    spread = math.sqrt(sum((s - mean * n) ** 2 for s, n in zip(sums, items, strict=True)) * count / max(1, count - 1)) / total
+    return {"loss": mean, "error": spread, "tokens": total}
+
+
+def _document(recipe: Recipe, objective: Objective, inputs: dict[str, Any], fitted: Fitted, numbers: dict[str, int],
+              peak: float, losses: dict[str, float] | None, examples: int) -> dict[str, Any]:
+    state = fitted.state
+    rate = fitted.tokens_per_second
+    return plain({
+        "inputs": inputs, "command": shlex.join(["supremum", *sys.argv[1:]]), "objective": asdict(objective),
+        "versions": {name: version_of(name) for name in ("torch", "transformers", "accelerate", "tokenizers", "numpy")},
+        "machine": {"processor": platform.processor() or platform.machine(), "device": fitted.trainer.args.device.type,
+                    "processes": world()[1], "threads": torch.get_num_threads(), "peak_flop_s": peak},
+        "seed": recipe.seed, "steps": fitted.steps, "examples": examples, **numbers,
+        "tokens": state.tokens, "seconds": state.seconds, "joules": state.joules or None, "tokens_per_second": rate,
+        "mfu": rate * 6 * numbers["multiplied"] / peak if peak else None,
+        "loss": state.curve[-1][1] if state.curve else None, "held_out": losses, "skipped": state.skipped,
+        "curve": [dict(zip(("step", "loss", "rate"), point, strict=True)) for point in state.curve],
+    })  # type: ignore[no-any-return]
+
+
+def _write(fitted: Fitted, tokenizer: Any, document: dict[str, Any], folder: Path) -> None:
+    """Model, tokenizer and train.json beside, then moved into place; with FSDP every process has a part in gathering."""
+    from ..output import move_into_place
+
+    first = world()[0] == 0
+    staging = folder.resolve().with_name(f".{folder.resolve().name}.part")
+    if first:
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir(parents=True)
+    trainer = fitted.trainer
+    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped if trainer.is_fsdp_enabled else trainer.model)
+    if first:
+        model: Any = trainer.accelerator.unwrap_model(trainer.model)
+        prefix = "discriminator."
+        if hasattr(model, "discriminator"):
+            model = model.discriminator
+            weights = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+        model.config.use_cache = True
+        model.config.architectures = [type(model).__name__.removeprefix("FSDP")]
+        model.save_pretrained(staging, state_dict=weights)
+        tokenizer.save_pretrained(staging)
+        write_atomic(staging / FILE, json.dumps(document, indent=1).encode())
+        move_into_place(staging, folder)
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def _peak(recipe: Recipe) -> float:
+    """Operations per second of the machine at the run's number type, all processes of the run together."""
+    from ..limits.hardware import matmul_rate
+
+    device, threads = ("cuda", 1) if torch.cuda.is_available() else ("cpu", torch.get_num_threads())
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    with phase("measure the peak"):
+        size = {"size": 4096} if device == "cuda" else {}
+        found = matmul_rate(PRODUCTS[recipe.precision], threads * (local if device == "cpu" else 1), device=device, **size)
+    return found[1] * (world()[1] / local if device == "cpu" else world()[1]) if found else 0.0
+
+
+def _sources(text: Sequence[str], data: Path) -> list[Path]:
+    """Each text below `data`; a name with a drive or root of its own stays, and what is no file may be a hub data set."""
+    if not text:
+        raise SupremumError("text: names nothing.", "List files below --data.")
+    if not data.is_dir():
+        raise SupremumError(f"{data}: is no folder.", "Name the folder of the data with --data.")
+    found = []
+    for name in text:
+        path = data / name
+        if not path.exists() and (Path(name).suffix or "/" not in name):
+            raise SupremumError(f"{path}: no such file.", "Name its folder with --data, or mend `text` in the recipe.")
+        found.append(path if path.exists() else Path(name))
+    return found
+
+
+def _check_out(folder: Path, fresh: bool) -> None:
+    here = folder.resolve()
+    if here in (Path.cwd(), *Path.cwd().parents):
+        raise SupremumError(f"{folder}: the output folder is replaced as a whole, and the command runs inside it.",
+                            "Name a new folder, such as --out model.")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if not (folder / FILE).is_file():
+            raise SupremumError(f"{folder}: exists and is no result of training.", "Choose another --out, or remove it.")
+        if not fresh:
+            raise SupremumError(f"{folder}: holds another result.", "--fresh replaces it; or choose another --out.")
+
+
+def _finished(folder: Path, inputs: dict[str, Any]) -> dict[str, Any] | None:
+    try:
+        document: dict[str, Any] = json.loads((folder / FILE).read_text())
+        return document if document["inputs"] == plain(inputs) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def render(document: dict[str, Any]) -> Any:
+    """The result as a table."""
+    from rich.table import Table
+
+    table = Table(show_header=False, box=None)
+    held, mfu, joules = document["held_out"], document["mfu"], document["joules"]
+    rows = [
+        ("parameters", f"{document['parameters']:,}"), ("steps", f"{document['steps']:,}"),
+        ("tokens", f"{document['tokens']:,}"), ("training loss", f"{document['loss']:.4f}" if document["loss"] else "-"),
+        ("held-out loss", f"{held['loss']:.4f} +- {held['error']:.4f}" if held else "-"),
+        ("time", f"{document['seconds']:.0f} s" + (f", {joules / 3600:.1f} Wh" if joules else "")),
+        ("speed", f"{document['tokens_per_second']:,.0f} tokens/s" + (f", MFU {mfu:.1%}" if mfu else "")),
+        ("skipped steps", str(len(document["skipped"]))),
+    ]
+    for row in rows:
+        table.add_row(*row)
+    return table

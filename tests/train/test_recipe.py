@@ -1,0 +1,62 @@
+"""Recipes: what is understood, and that everything else is refused by file, line and key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from supremum.errors import SupremumError
+from supremum.train.pretrain import Recipe
+from supremum.train.recipe import Training, load
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def written(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "r.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_values_overrides_and_short_sections(tmp_path: Path) -> None:
+    path = written(tmp_path, "optimiser: {lr: 1e-3, betas: [0.8, 0.9]}\nschedule: wsd\nsteps: 7\n")
+    recipe = load(path, Training, ["optimiser.lr=5e-4", "seed=3", "schedule.decay=0.5"])
+    assert (recipe.optimiser.lr, recipe.optimiser.betas, recipe.schedule.name) == (5e-4, (0.8, 0.9), "wsd")
+    assert (recipe.seed, recipe.schedule.decay, recipe.steps) == (3, 0.5, 7)
+
+
+@pytest.mark.parametrize(("text", "change", "says"), [
+    ("seed: 1\noptimizer: adamw", "", r"r.yaml, line 2: optimizer: .*Did you mean optimiser\?"),
+    ("optimiser:\n  learning: 1", "", "line 2: optimiser.learning: is no key"),
+    ("schedule: cosin", "", "is 'cosin', not one of linear, cosine.*Did you mean cosine"),
+    ("batch: lots", "", "line 1: batch: is 'lots', not a whole number"),
+    ("batch: true", "", "not a whole number"),
+    ("batch: 1.5", "", "not a whole number"),
+    ("optimiser: {lr: -1}", "", "above 0"),
+    ("optimiser: {lr: .nan}", "", "optimiser.lr: is nan"),
+    ("optimiser: {betas: [0.9]}", "", "not a list of 2"),
+    ("seed: 1\nbatch: 2\nseed: 3", "", "line 3: seed stands twice"),
+    ("steps: 3\nepochs: 1", "", "both steps and epochs"),
+    ("a: [", "", "is not YAML"),
+    ("just words", "", "no `key: value`"),
+    ("x: !!python/object/apply:os.system [ls]", "", "is not YAML"),
+    ("seed: 1", "batch", "not key=value"),
+    ("seed: 1", "batch=0", "--set batch: is 0.*at least 1"),
+    ("seed: 1", "bach=4", "Did you mean batch"),
+])
+def test_refusals(tmp_path: Path, text: str, change: str, says: str) -> None:
+    with pytest.raises(SupremumError, match=says):
+        load(written(tmp_path, text), Training, [change] if change else [])
+
+
+def test_missing_key_and_file(tmp_path: Path) -> None:
+    with pytest.raises(SupremumError, match="model is missing"):
+        load(written(tmp_path, "text: [a.txt]"), Recipe)
+    with pytest.raises(SupremumError, match="cannot be read"):
+        load(tmp_path / "none.yaml", Recipe)
+
+
+@pytest.mark.parametrize("name", ["shakespeare-gpt.yaml", "c4-bert.yaml"])
+def test_examples_load(name: str) -> None:
+    assert load(EXAMPLES / name, Recipe).steps == 1000
