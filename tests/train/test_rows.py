@@ -54,6 +54,15 @@ def test_parallel_files_packed_or_not(tmp_path: Path) -> None:
         read(tmp_path, ["a.en.gz,a.de"], ("source", "target"), {}, "auto")
 
 
+def test_a_target_of_several_fields_gives_several_references(tmp_path: Path) -> None:
+    data = b'{"d": "x", "s": "one"}\n{"d": "y", "s1": "two", "s2": "three"}\n'
+    columns, roles = {"source": "d", "target": ["s", "s1", "s2"]}, ("source", "target")
+    found = rows(tmp_path, "a.jsonl", data, columns, roles)
+    assert [(row["target"], row["references"]) for row in found] == [("one", ["one"]), ("two", ["two", "three"])]
+    with pytest.raises(SupremumError, match=r"line 1: there is no field \['t'\]"):
+        rows(tmp_path, "a.jsonl", data, {"source": "d", "target": ["t"]}, roles)
+
+
 def test_questions_and_a_slice_of_them(tmp_path: Path) -> None:
     paragraph = {"context": "The tower is in Paris.", "qas": [
         {"question": "Where?", "answers": [{"text": "Paris", "answer_start": 16}]},

@@ -2,7 +2,8 @@
 
     .tsv              tab-separated, no quoting; the first line is a header unless every column is given by number
     .csv              comma-separated, quoted as RFC 4180 says; the same about the header
-    .jsonl            one JSON object a line
+    .jsonl            one JSON object a line; a list of fields for the target means those of them that a line has: the first
+                      is trained on, all are references
     conll             a word a line, columns by tab or space, an empty line between sentences (.conll, or kind: conll)
     .json             questions in SQuAD's form
     a,b               two files of lines that belong together (translation), each may be .gz
@@ -163,11 +164,18 @@ def _objects(path: Path, text: str, roles: Mapping[str, Any]) -> Iterator[Row]:
             raise SupremumError(f"{where}: not JSON ({error}).", "Give one JSON object a line.") from error
         if not isinstance(found, dict):
             raise SupremumError(f"{where}: is no JSON object.", "Give one JSON object a line.")
-        missing = [column for column in roles.values() if column not in found]
+        several = {role: [column for column in columns if column in found]
+                   for role, columns in roles.items() if isinstance(columns, list)}
+        here = {role: several[role][0] if several.get(role) else column for role, column in roles.items()}
+        missing = [column for column in here.values() if isinstance(column, list) or column not in found]
         if missing:
             raise SupremumError(f"{where}: there is no field {missing[0]!r} (it has {', '.join(map(str, found))[:200]}).",
                                 "Name the field in the recipe, under data.columns.")
-        yield _row(where, {role: found[column] for role, column in roles.items()}, roles)
+        row = _row(where, {role: found[column] for role, column in here.items()}, here)
+        if "target" in several:
+            row["references"] = [_row(where, {"target": found[column]}, {"target": column})["target"]
+                                 for column in several["target"]]
+        yield row
 
 
 def _sentences(path: Path, text: str, word: int, tag: int) -> Iterator[Row]:

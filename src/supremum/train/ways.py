@@ -52,7 +52,8 @@ def blocks(model: Any) -> list[nn.Module]:
     lists = [module for module in trunk(model).modules() if isinstance(module, nn.ModuleList)]
     if not lists:
         raise SupremumError("The model has no list of blocks to unfreeze one after another.", "Use way: full.")
-    return list(max(lists, key=lambda found: len(found)))
+    most = max(len(found) for found in lists)
+    return list(next(found for found in lists if len(found) == most))
 
 
 def prepare(model: Any, way: Way, steps: int) -> tuple[Any, list[TrainerCallback]]:

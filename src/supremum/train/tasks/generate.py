@@ -111,7 +111,7 @@ class Generate(Task):
         return said
 
     def truth(self, rows: Sequence[Row]) -> list[Any]:
-        return [row["target"] for row in rows]
+        return [row.get("references", [row["target"]]) for row in rows]
 
     def text(self, row: Row) -> str:
         return str(row["source"])
