@@ -164,14 +164,15 @@ def test_a_spike_is_skipped(tmp_path: Path) -> None:
     fitted = run(tmp_path / "r", recipe(accumulation=1, steps=26, checkpoint_every=100), loss=loss)
     assert [step for step, _ in fitted.state.skipped] == [25] and "stands out" in fitted.state.skipped[0][1]
     calls["n"] = 0
-    assert not run(tmp_path / "off", recipe(accumulation=1, steps=26, checkpoint_every=100, spike=0.0), loss=loss).state.skipped
+    off = run(tmp_path / "off", recipe(accumulation=1, steps=26, checkpoint_every=100, spike=0.0), loss=loss)
+    assert not off.state.skipped
 
 
 def test_steps_that_stay_broken_end_the_run_with_a_remedy(tmp_path: Path) -> None:
     def loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
         return outputs.logits.mean() * math.inf
 
-    with pytest.raises(SupremumError, match="Steps 1 to 10 were all skipped.*Lower optimiser.lr"):
+    with pytest.raises(SupremumError, match=r"Steps 1 to 10 were all skipped.*Lower optimiser.lr"):
         run(tmp_path / "r", recipe(accumulation=1, steps=30), loss=loss)
 
 

@@ -17,7 +17,8 @@ from .common import Debug, Json, Result, verb
 def train(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="What to train; see examples/ and docs/train.md.")],
     data: Annotated[Path, typer.Option("--data", metavar="DIR", help="Folder that the recipe's paths begin in.")] = Path("."),
-    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Output folder; by default the recipe's name.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="DIR",
+                                             help="Output folder; by default the recipe's name.")] = None,
     changes: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE",
                                                       help="Change a value of the recipe; repeatable.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Begin again, discarding an earlier run or result.")] = False,

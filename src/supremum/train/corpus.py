@@ -66,7 +66,8 @@ def make_tokenizer(recipe: TokenizerRecipe, sources: Sequence[Path], objective: 
     try:
         tokenizer = AutoTokenizer.from_pretrained(recipe.name, trust_remote_code=False)
     except Exception as error:
-        raise SupremumError(f"tokenizer: {recipe.name} is no tokenizer that can be loaded ({str(error).splitlines()[0][:120]}).",
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        raise SupremumError(f"tokenizer: {recipe.name} is no tokenizer that can be loaded ({reason}).",
                             "Name a folder, a hub id, characters, bpe or wordpiece.") from error
     if not tokenizer.is_fast:
         raise SupremumError(f"tokenizer: {recipe.name} has no tokenizer.json.", "Use a tokenizer with a fast version.")
@@ -78,7 +79,8 @@ def make_tokenizer(recipe: TokenizerRecipe, sources: Sequence[Path], objective: 
 def _train(recipe: TokenizerRecipe, sources: Sequence[Path], objective: str, length: int) -> Any:
     special = _ENCODER if objective in ("masked", "replaced") else _T5 if objective == "span" \
         else {"eos_token": END, "bos_token": END, "pad_token": END}
-    names = list(dict.fromkeys(special.values())) + [f"<extra_id_{i}>" for i in range(SENTINELS if objective == "span" else 0)]
+    marks = SENTINELS if objective == "span" else 0
+    names = [*dict.fromkeys(special.values()), *(f"<extra_id_{i}>" for i in range(marks))]
     unknown = special.get("unk_token")
     text = _pieces(sources)
     if recipe.name == "characters":

@@ -109,7 +109,7 @@ def _parts(total: int, parts: int, rng: np.random.Generator) -> np.ndarray:
 def sentinels(tokenizer: Any) -> list[int]:
     """T5's <extra_id_0>, <extra_id_1>, ... in order."""
     vocabulary = tokenizer.get_vocab()
-    found = []
+    found: list[int] = []
     while (name := f"<extra_id_{len(found)}>") in vocabulary:
         found.append(vocabulary[name])
     if not found or tokenizer.eos_token_id is None:

@@ -1,6 +1,6 @@
 """`supremum train`: a recipe, text and a seed in; a model folder with train.json out.
 
-    text -> tokenizer -> chunks -> (the last `held_out` kept apart) -> fit -> held-out loss -> DIR, beside and moved into place
+    text -> tokenizer -> chunks -> (the last `held_out` kept apart) -> fit -> held-out loss -> DIR, moved into place
 
 MFU, the share of the machine's peak: tokens/s x 6 N over the best rate of matrix products of the run's number type measured
 just before it on as many threads; N counts parameters that are multiplied (Chowdhery et al. 2022, arXiv:2204.02311, whose
@@ -9,6 +9,7 @@ attention term is left out).
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -17,7 +18,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,6 +30,7 @@ from .. import __version__
 from ..errors import SupremumError
 from ..plain import plain
 from ..progress import note, phase
+from ..text.sources import files_of
 from ..versions import version_of
 from ..workspace import write_atomic
 from .corpus import Chunks, TokenizerRecipe, chunks, make_tokenizer
@@ -48,7 +50,7 @@ class Recipe(Training):
 
     model: Model
     text: tuple[str, ...]  # files below --data, or hub data sets
-    tokenizer: TokenizerRecipe = TokenizerRecipe()
+    tokenizer: TokenizerRecipe = field(default_factory=TokenizerRecipe)
     objective: Objective | None = None  # by default the family's
     length: int = limits(256, least=8)  # tokens of a chunk
     documents: Literal["joined", "separate"] = "joined"
@@ -61,7 +63,8 @@ def train(recipe_file: str | Path, data: str | Path = ".", out: str | Path | Non
     recipe = load(recipe_file, Recipe, changes)
     objective = _objective(recipe)
     folder = Path(out) if out else Path(Path(recipe_file).stem)
-    inputs = {"supremum": __version__, "torch": torch.__version__, "recipe": plain(recipe)}
+    sources = _sources(recipe.text, Path(data))
+    inputs = {"supremum": __version__, "torch": torch.__version__, "recipe": plain(recipe), "text": _sums(sources)}
     if not fresh and (found := _finished(folder, inputs)):
         note(f"{folder}: is finished with the same recipe; --fresh runs it again.")
         return found
@@ -69,7 +72,7 @@ def train(recipe_file: str | Path, data: str | Path = ".", out: str | Path | Non
     run = folder.with_name(folder.name + ".work")
     state = open_run(run, inputs, fresh=fresh)
     try:
-        return _train(recipe, objective, _sources(recipe.text, Path(data)), folder, run, inputs)
+        return _train(recipe, objective, sources, folder, run, inputs)
     finally:
         if state:
             if (folder / FILE).exists() and _finished(folder, inputs):
@@ -84,7 +87,8 @@ def _objective(recipe: Recipe) -> Objective:
         raise SupremumError(f"objective: {objective.name} does not go with {recipe.model.family}, which learns {wanted}.",
                             "Change objective.name or model.family.")
     if recipe.length > recipe.model.context and recipe.model.family != "t5":
-        raise SupremumError(f"length: {recipe.length} is more than model.context, {recipe.model.context}.", "Make them equal.")
+        raise SupremumError(f"length: {recipe.length} is more than model.context, {recipe.model.context}.",
+                            "Make them equal.")
     return objective
 
 
@@ -95,7 +99,7 @@ def _train(recipe: Recipe, objective: Objective, sources: list[Path], folder: Pa
         tokenizer = make_tokenizer(recipe.tokenizer, sources, objective.name, recipe.length)
         learned, held = chunks(tokenizer, sources, recipe.length, recipe.documents, objective.name).split(recipe.held_out)
     torch.manual_seed(recipe.seed)
-    model = wrapped(build(recipe.model, tokenizer), objective)
+    model: Any = wrapped(build(recipe.model, tokenizer), objective)
     numbers = {"parameters": sum(p.numel() for p in model.parameters()), "multiplied": multiplied(model)}
     if first:
         note(f"{numbers['parameters']:,} parameters, {len(learned):,} chunks of {recipe.length} tokens, "
@@ -150,7 +154,7 @@ def _document(recipe: Recipe, objective: Objective, inputs: dict[str, Any], fitt
         "mfu": rate * 6 * numbers["multiplied"] / peak if peak else None,
         "loss": state.curve[-1][1] if state.curve else None, "held_out": losses, "skipped": state.skipped,
         "curve": [dict(zip(("step", "loss", "rate"), point, strict=True)) for point in state.curve],
-    })  # type: ignore[no-any-return]
+    })
 
 
 def _write(fitted: Fitted, tokenizer: Any, document: dict[str, Any], folder: Path) -> None:
@@ -205,6 +209,19 @@ def _sources(text: Sequence[str], data: Path) -> list[Path]:
             raise SupremumError(f"{path}: no such file.", "Name its folder with --data, or mend `text` in the recipe.")
         found.append(path if path.exists() else Path(name))
     return found
+
+
+def _sums(sources: Sequence[Path]) -> list[str]:
+    """sha256 of every file of the text: a run goes on with the text that it began with."""
+    sums = []
+    for source in sources:
+        for path in files_of(str(source)):
+            digest = hashlib.sha256()
+            with path.open("rb") as file:
+                while block := file.read(1 << 20):
+                    digest.update(block)
+            sums.append(digest.hexdigest())
+    return sums
 
 
 def _check_out(folder: Path, fresh: bool) -> None:
