@@ -12,8 +12,8 @@ from .common import Debug, Json, Result, verb
 
 
 @verb("""
-    supremum tune examples/sst2-full.yaml --data texts --out sst2
-    supremum tune examples/sst2-lora.yaml --data texts --out small --set way.rank=16
+    supremum tune examples/sst2-full.yaml --data texts --out a
+    supremum tune examples/sst2-lora.yaml --data texts --out b --set epochs=1
     supremum tune examples/wnut17.yaml --data texts --out names --json
 """, resumable=True)
 def tune(
