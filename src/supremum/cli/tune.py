@@ -28,8 +28,8 @@ def tune(
 ) -> Result:
     """Tune a model for a task as RECIPE says, and score it beside baselines on the same test rows.
 
-    The result is a plain Transformers folder (adapters are merged) that `supremum optimize` takes. A killed run goes on
-    from its last checkpoint with the same command.
+    The result is a plain Transformers folder (adapters are merged). A killed run goes on from its last checkpoint with
+    the same command.
     """
     from rich.console import Console
 
