@@ -20,7 +20,7 @@ from supremum.cli import app
 from supremum.cli.common import KEPT, to_json
 from supremum.errors import BudgetError
 
-VERBS = ["limit", "optimize", "evaluate", "convert", "report", "doctor"]
+VERBS = ["limit", "optimize", "evaluate", "convert", "train", "tune", "report", "doctor"]
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 

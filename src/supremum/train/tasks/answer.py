@@ -1,0 +1,106 @@
+"""Extractive question answering: the span of the context that answers, log p(start) + log p(end) at its highest.
+
+Contexts longer than the length are read in windows that overlap by `stride` tokens; the best span over all windows
+counts. A question without an answer has its span at the first token, and is answered by "" where that scores highest
+(only where such questions were trained on).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from ..rows import Row
+from .base import Task, batches
+
+
+class Answer(Task):
+    name = "answer"
+    auto = "AutoModelForQuestionAnswering"
+    metric = "f1"
+    roles = ("question", "context", "answers", "start")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.settings = {"length": 384, "stride": 128, "words": 30}  # words: the most tokens in an answer
+        self.empty = False
+
+    def learn(self, train: Sequence[Row]) -> None:
+        self.empty = any(not row["answers"] for row in train)
+
+    def check(self, rows: Sequence[Row]) -> None:
+        pass
+
+    def config(self) -> dict[str, Any]:
+        return {}
+
+    def _windows(self, rows: Sequence[Row], tokenizer: Any) -> tuple[list[dict[str, Any]], list[int], list[list[Any]]]:
+        """Features, the row of each, and for each token its (first, end) characters in the context, or None."""
+        room = max(16, self.settings["length"] - self.settings["stride"] - 16)
+        asked = [tokenizer(row["question"], add_special_tokens=False)["input_ids"] for row in rows]
+        questions = [row["question"] if len(ids) <= room else tokenizer.decode(ids[:room])
+                     for row, ids in zip(rows, asked, strict=True)]
+        found = tokenizer(questions, [row["context"] for row in rows], truncation="only_second",
+                          max_length=self.settings["length"], stride=self.settings["stride"],
+                          return_overflowing_tokens=True, return_offsets_mapping=True)
+        of, offsets = found.pop("overflow_to_sample_mapping"), found.pop("offset_mapping")
+        places = [[span if part == 1 else None for span, part in zip(spans, found.sequence_ids(index), strict=True)]
+                  for index, spans in enumerate(offsets)]
+        return [{key: values[index] for key, values in found.items()} for index in range(len(of))], of, places
+
+    def encode(self, rows: Sequence[Row], tokenizer: Any) -> list[dict[str, Any]]:
+        features, of, places = self._windows(rows, tokenizer)
+        for feature, number, spans in zip(features, of, places, strict=True):
+            row = rows[number]
+            inside = [(token, span) for token, span in enumerate(spans) if span is not None]
+            start, end = row["start"], row["start"] + len(row["answers"][0]) if row["answers"] else -1
+            feature["start_positions"] = feature["end_positions"] = 0
+            if row["answers"] and inside and inside[0][1][0] <= start and end <= inside[-1][1][1]:
+                feature["start_positions"] = max(token for token, span in inside if span[0] <= start)
+                feature["end_positions"] = min(token for token, span in inside if span[1] >= end)
+        return features
+
+    def collate(self, tokenizer: Any) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
+        from transformers import DataCollatorWithPadding
+
+        return DataCollatorWithPadding(tokenizer)
+
+    @torch.inference_mode()
+    def predict(self, model: Any, tokenizer: Any, rows: Sequence[Row], batch: int) -> list[Any]:
+        features, of, places = self._windows(rows, tokenizer)
+        best = [(float("-inf"), "")] * len(rows)
+        for numbers, inputs in batches(features, self.collate(tokenizer), batch, model.device):
+            output = model(**inputs)
+            for number, start_T, end_T in zip(numbers, output.start_logits.float(), output.end_logits.float(), strict=True):
+                row, spans = rows[of[number]], places[number]
+                inside = torch.tensor([token for token, span in enumerate(spans) if span is not None])
+                if not len(inside):
+                    continue
+                total_NN = start_T[inside][:, None] + end_T[inside][None]
+                total_NN = total_NN.masked_fill(~torch.ones_like(total_NN).triu().tril(self.settings["words"] - 1).bool(),
+                                                float("-inf"))
+                value, place = total_NN.flatten().max(0)
+                one, other = (spans[int(inside[index])] for index in divmod(int(place), len(inside)))
+                said = row["context"][one[0] : other[1]]
+                if self.empty and start_T[0] + end_T[0] > value:
+                    said = ""
+                best[of[number]] = max(best[of[number]], (float(value), said), key=lambda pair: pair[0])
+        return [said for _, said in best]
+
+    def truth(self, rows: Sequence[Row]) -> list[Any]:
+        return [row["answers"] or [""] for row in rows]
+
+    def text(self, row: Row) -> str:
+        return f"{row['question']} \t {row['context']}"
+
+    def each(self, truth: Sequence[Any], predictions: Sequence[Any]) -> list[float] | None:
+        from ...measure.metrics import answers
+
+        return [answers([one], [other])["f1"] for one, other in zip(truth, predictions, strict=True)]
+
+    def score(self, truth: Sequence[Any], predictions: Sequence[Any]) -> dict[str, Any]:
+        from ...measure.metrics import answers
+
+        return answers(truth, predictions)

@@ -1,0 +1,89 @@
+"""What every task offers; the defaults are those of a classifier's kind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+
+from ...errors import SupremumError
+from ..rows import Row
+
+
+class Task:
+    """See the module `tasks`. `settings`: what a recipe may set, with defaults; `roles`: the columns that rows have."""
+
+    name = ""
+    auto = "AutoModelForSequenceClassification"
+    metric = "accuracy"
+    roles: tuple[str, ...] = ("text", "label")
+    new_head = True  # the task puts a head on the trunk that no base has
+    settings: dict[str, Any]
+    labels: list[str]
+
+    def __init__(self) -> None:
+        self.settings = {"length": 128}
+        self.labels = []
+
+    def learn(self, train: Sequence[Row]) -> None:
+        """Take from the training rows what the head needs (its labels)."""
+        self.labels = sorted({row["label"] for row in train})
+        if len(self.labels) < 2:
+            raise SupremumError(f"{train[0]['where']}: every training row has the label {self.labels[0]!r}.",
+                                "Give rows of at least two labels, or name another column as label.")
+
+    def check(self, rows: Sequence[Row]) -> None:
+        """Refuse rows whose label the training rows do not have."""
+        known = set(self.labels)
+        for row in rows:
+            if row["label"] not in known:
+                raise SupremumError(f"{row['where']}: the label {row['label']!r} does not occur in the training rows "
+                                    f"(they have {', '.join(self.labels[:8])}).", "Correct the label, or train with it.")
+
+    def config(self) -> dict[str, Any]:
+        """What the model's config takes."""
+        return {"num_labels": len(self.labels), "id2label": dict(enumerate(self.labels)),
+                "label2id": {label: index for index, label in enumerate(self.labels)}}
+
+    def encode(self, rows: Sequence[Row], tokenizer: Any) -> list[dict[str, Any]]:
+        """Rows as the features that training takes, in order; some rows may give several."""
+        raise SupremumError(f"The task {self.name} cannot be trained.")
+
+    def collate(self, tokenizer: Any) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
+        """Features as one padded batch."""
+        from transformers import DataCollatorWithPadding
+
+        return DataCollatorWithPadding(tokenizer)
+
+    def loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        found: torch.Tensor = model(**inputs).loss
+        return found
+
+    def predict(self, model: Any, tokenizer: Any, rows: Sequence[Row], batch: int) -> list[Any]:
+        raise SupremumError(f"The task {self.name} cannot be scored.")
+
+    def truth(self, rows: Sequence[Row]) -> list[Any]:
+        return [row["label"] for row in rows]
+
+    def text(self, row: Row) -> str:
+        """What a reader of the row sees; for leaks and bags of words."""
+        return str(row["text"])
+
+    def each(self, truth: Sequence[Any], predictions: Sequence[Any]) -> list[float] | None:
+        """One figure an item whose mean is the metric; None for a corpus metric."""
+        return [float(one == other) for one, other in zip(truth, predictions, strict=True)]
+
+    def score(self, truth: Sequence[Any], predictions: Sequence[Any]) -> dict[str, Any]:
+        from ...measure.metrics import classification
+
+        return classification(truth, predictions)
+
+
+def batches(features: list[dict[str, Any]], collate: Any, batch: int,
+            device: torch.device) -> Iterator[tuple[list[int], dict[str, Any]]]:
+    """(places, collated batch on the device) over all features, those of like length together: less padding."""
+    order = sorted(range(len(features)), key=lambda index: -len(features[index]["input_ids"]))
+    for start in range(0, len(order), batch):
+        places = order[start : start + batch]
+        yield places, {key: value.to(device) for key, value in collate([features[place] for place in places]).items()}

@@ -1,0 +1,45 @@
+"""One label for a text, or for a pair of texts (entailment, paraphrase)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from ..rows import Row
+from .base import Task, batches
+
+
+class Classify(Task):
+    name = "classify"
+
+    def _tokens(self, rows: Sequence[Row], tokenizer: Any) -> list[dict[str, Any]]:
+        found = tokenizer([row["text"] for row in rows], truncation=True, max_length=self.settings["length"])
+        return [{key: values[index] for key, values in found.items()} for index in range(len(rows))]
+
+    def encode(self, rows: Sequence[Row], tokenizer: Any) -> list[dict[str, Any]]:
+        index = {label: number for number, label in enumerate(self.labels)}
+        return [{**one, "labels": index[row["label"]]} for one, row in
+                zip(self._tokens(rows, tokenizer), rows, strict=True)]
+
+    @torch.inference_mode()
+    def predict(self, model: Any, tokenizer: Any, rows: Sequence[Row], batch: int) -> list[Any]:
+        said: list[Any] = [None] * len(rows)
+        for places, inputs in batches(self._tokens(rows, tokenizer), self.collate(tokenizer), batch, model.device):
+            for place, number in zip(places, model(**inputs).logits.argmax(-1).tolist(), strict=True):
+                said[place] = self.labels[number]
+        return said
+
+
+class Pairs(Classify):
+    name = "pairs"
+    roles = ("text", "second", "label")
+
+    def _tokens(self, rows: Sequence[Row], tokenizer: Any) -> list[dict[str, Any]]:
+        found = tokenizer([row["text"] for row in rows], [row["second"] for row in rows], truncation=True,
+                          max_length=self.settings["length"])
+        return [{key: values[index] for key, values in found.items()} for index in range(len(rows))]
+
+    def text(self, row: Row) -> str:
+        return f"{row['text']} \t {row['second']}"

@@ -1,0 +1,156 @@
+"""Text from text: translation, summaries, answers to instructions.
+
+An encoder-decoder reads the source and writes the target. A causal model reads a prompt (through its chat template where
+it has one) and writes the target after it; the loss is taken on the target's tokens alone:
+
+    loss = - mean over tokens t of the target of log p(t | prompt, target before t)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from ...errors import SupremumError
+from ..rows import Row
+from .base import Task
+
+IGNORED = -100
+
+
+class Generate(Task):
+    auto = "AutoModelForCausalLM"  # AutoModelForSeq2SeqLM where the model has an encoder
+    roles = ("source", "target")
+    new_head = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.settings = {"length": 512, "new": 96, "prompt": "{source}"}  # new: the most tokens that are written
+        self.encoder = False
+
+    def learn(self, train: Sequence[Row]) -> None:
+        if "{source}" not in self.settings["prompt"]:
+            raise SupremumError(f"The prompt {self.settings['prompt']!r} has no place for the source.",
+                                "Write {source} where it goes.")
+        if self.settings["new"] >= self.settings["length"]:
+            raise SupremumError("`new` leaves no room for the source.", "Make `length` larger than `new`.")
+
+    def check(self, rows: Sequence[Row]) -> None:
+        pass
+
+    def config(self) -> dict[str, Any]:
+        return {}
+
+    def _prompt(self, row: Row, tokenizer: Any) -> list[int]:
+        """Tokens of the prompt; what does not fit is cut off the source's end."""
+        room = self.settings["length"] - self.settings["new"]
+        source = row["source"]
+        for _ in range(4):
+            ids = self._asked(source, tokenizer)
+            if len(ids) <= room:
+                return ids
+            own: list[int] = tokenizer(source, add_special_tokens=False)["input_ids"]
+            source = tokenizer.decode(own[: max(1, len(own) - (len(ids) - room))])
+        return ids[:room]
+
+    def _asked(self, source: str, tokenizer: Any) -> list[int]:
+        text = self.settings["prompt"].replace("{source}", source)
+        if self.encoder or not tokenizer.chat_template:
+            found: list[int] = tokenizer(text)["input_ids"]
+            return found
+        written = tokenizer.apply_chat_template([{"role": "user", "content": text}], tokenize=False,
+                                                add_generation_prompt=True)
+        asked: list[int] = tokenizer(written, add_special_tokens=False)["input_ids"]
+        return asked
+
+    def encode(self, rows: Sequence[Row], tokenizer: Any) -> list[dict[str, Any]]:
+        features = []
+        for row in rows:
+            prompt = self._prompt(row, tokenizer)
+            target = tokenizer(text_target=row["target"], add_special_tokens=False)["input_ids"]
+            target = [*target[: self.settings["new"] - 1], tokenizer.eos_token_id]
+            if self.encoder:
+                features.append({"input_ids": prompt, "attention_mask": [1] * len(prompt), "labels": target})
+            else:
+                features.append({"input_ids": prompt + target, "attention_mask": [1] * (len(prompt) + len(target)),
+                                 "labels": [IGNORED] * len(prompt) + target})
+        return features
+
+    def collate(self, tokenizer: Any) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
+        fill = {"input_ids": tokenizer.pad_token_id, "attention_mask": 0, "labels": IGNORED}
+
+        def pad(features: list[dict[str, Any]]) -> dict[str, Any]:
+            batch = {}
+            for key in features[0]:
+                longest = max(len(feature[key]) for feature in features)
+                batch[key] = torch.tensor([feature[key] + [fill[key]] * (longest - len(feature[key]))
+                                           for feature in features])
+            return batch
+
+        return pad
+
+    @torch.inference_mode()
+    def predict(self, model: Any, tokenizer: Any, rows: Sequence[Row], batch: int) -> list[Any]:
+        prompts = [self._prompt(row, tokenizer) for row in rows]
+        said = [""] * len(rows)
+        order = sorted(range(len(rows)), key=lambda index: -len(prompts[index]))
+        for start in range(0, len(order), batch):
+            places = order[start : start + batch]
+            longest = max(len(prompts[place]) for place in places)
+            blank = [longest - len(prompts[place]) for place in places]  # on the left: the answer follows the prompt
+            ids_BT = torch.tensor([[tokenizer.pad_token_id] * gap + prompts[place]
+                                   for gap, place in zip(blank, places, strict=True)])
+            mask_BT = torch.tensor([[0] * gap + [1] * (longest - gap) for gap in blank])
+            out_BT = model.generate(input_ids=ids_BT.to(model.device), attention_mask=mask_BT.to(model.device),
+                                    max_new_tokens=self.settings["new"], do_sample=False, num_beams=1,
+                                    pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id)
+            for place, ids in zip(places, out_BT if self.encoder else out_BT[:, longest:], strict=True):
+                said[place] = tokenizer.decode(ids, skip_special_tokens=True).strip()
+        return said
+
+    def truth(self, rows: Sequence[Row]) -> list[Any]:
+        return [row.get("references", [row["target"]]) for row in rows]
+
+    def text(self, row: Row) -> str:
+        return str(row["source"])
+
+
+class Summarise(Generate):
+    name = "summarise"
+    metric = "rougeL"
+
+    def each(self, truth: Sequence[Any], predictions: Sequence[Any]) -> list[float] | None:
+        from ...measure.metrics import summaries
+
+        found: list[float] = summaries(truth, predictions, each=True)["rougeL"]
+        return found
+
+    def score(self, truth: Sequence[Any], predictions: Sequence[Any]) -> dict[str, Any]:
+        from ...measure.metrics import summaries
+
+        return summaries(truth, predictions)
+
+
+class Instruct(Summarise):
+    """Instructions and dialogue: scored by how much of the reference's wording is met."""
+
+    name = "instruct"
+
+
+class Translate(Generate):
+    name = "translate"
+    metric = "bleu"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.settings["tokenize"] = "13a"  # sacrebleu's; zh for Chinese
+
+    def each(self, truth: Sequence[Any], predictions: Sequence[Any]) -> list[float] | None:
+        return None
+
+    def score(self, truth: Sequence[Any], predictions: Sequence[Any]) -> dict[str, Any]:
+        from ...measure.metrics import translation
+
+        return translation(truth, predictions, tokenize=self.settings["tokenize"])

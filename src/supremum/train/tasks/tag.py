@@ -1,0 +1,82 @@
+"""One BIO tag a word; a word's first token carries its tag, the others are left out of the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from ...errors import SupremumError
+from ..rows import Row
+from .base import Task, batches
+
+
+class Tag(Task):
+    name = "tag"
+    auto = "AutoModelForTokenClassification"
+    metric = "f1"
+    roles = ("words", "tags")
+
+    def learn(self, train: Sequence[Row]) -> None:
+        self.labels = sorted({tag for row in train for tag in row["tags"]})
+        if len(self.labels) < 2:
+            raise SupremumError(f"{train[0]['where']}: every word has the tag {self.labels[0]!r}.",
+                                "Give sentences with entities, or name another column as tag.")
+
+    def check(self, rows: Sequence[Row]) -> None:
+        known = set(self.labels)
+        for row in rows:
+            for tag in row["tags"]:
+                if tag not in known:
+                    raise SupremumError(f"{row['where']}: the tag {tag!r} does not occur in the training rows "
+                                        f"(they have {', '.join(self.labels[:8])}).", "Correct the tag, or train with it.")
+
+    def _tokens(self, rows: Sequence[Row], tokenizer: Any) -> tuple[list[dict[str, Any]], list[list[int | None]]]:
+        """Features, and for each token the word that it is the first of."""
+        found = tokenizer([row["words"] for row in rows], is_split_into_words=True, truncation=True,
+                          max_length=self.settings["length"])
+        features = [{key: values[index] for key, values in found.items()} for index in range(len(rows))]
+        firsts = []
+        for index in range(len(rows)):
+            words = found.word_ids(index)
+            firsts.append([word if word != before else None for word, before in zip(words, [None, *words], strict=False)])
+        return features, firsts
+
+    def encode(self, rows: Sequence[Row], tokenizer: Any) -> list[dict[str, Any]]:
+        number = {label: index for index, label in enumerate(self.labels)}
+        features, firsts = self._tokens(rows, tokenizer)
+        return [{**one, "labels": [-100 if word is None else number[row["tags"][word]] for word in words]}
+                for one, words, row in zip(features, firsts, rows, strict=True)]
+
+    def collate(self, tokenizer: Any) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
+        from transformers import DataCollatorForTokenClassification
+
+        return DataCollatorForTokenClassification(tokenizer)
+
+    @torch.inference_mode()
+    def predict(self, model: Any, tokenizer: Any, rows: Sequence[Row], batch: int) -> list[Any]:
+        """A word beyond the length, or one without a token, is O."""
+        features, firsts = self._tokens(rows, tokenizer)
+        said = [["O"] * len(row["words"]) for row in rows]
+        for places, inputs in batches(features, super().collate(tokenizer), batch, model.device):
+            numbers_BT = model(**inputs).logits.argmax(-1).tolist()
+            for place, numbers_T in zip(places, numbers_BT, strict=True):
+                for word, number in zip(firsts[place], numbers_T, strict=False):
+                    if word is not None:
+                        said[place][word] = self.labels[number]
+        return said
+
+    def truth(self, rows: Sequence[Row]) -> list[Any]:
+        return [row["tags"] for row in rows]
+
+    def text(self, row: Row) -> str:
+        return " ".join(row["words"])
+
+    def each(self, truth: Sequence[Any], predictions: Sequence[Any]) -> list[float] | None:
+        return None
+
+    def score(self, truth: Sequence[Any], predictions: Sequence[Any]) -> dict[str, Any]:
+        from ...measure.metrics import entities
+
+        return entities(truth, predictions)

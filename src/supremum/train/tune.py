@@ -1,0 +1,313 @@
+"""Transfer: a base model, a task's rows and a way in; a plain folder, its score and what it had to beat out.
+
+    rows -> leaks, labels -> base under the task's head -> way -> training -> merge -> test -> baselines -> OUT
+
+OUT holds the model in Transformers' own files (adapters merged) and `tune.json`. OUT.work/ holds checkpoints; the same
+command goes on from the newest whole one. Valid rows choose nothing by themselves: their score is shown beside the test's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from .. import __version__
+from ..errors import SupremumError
+from ..measure.intervals import Interval, bootstrap, mean_interval, paired_bootstrap, paired_mean
+from ..output import move_into_place
+from ..plain import plain
+from ..progress import note, phase
+from ..versions import version_of
+from ..workspace import write_atomic
+from .base import load as load_base
+from .baselines import baselines
+from .joint import Joint, Source, both, paired
+from .recipe import Optimiser, Schedule, Training, limits
+from .recipe import load as load_recipe
+from .rows import Row, read
+from .tasks import Task, make
+from .trainer import Trainer, fit, open_run
+from .ways import Way, counts, merged, prepare
+
+FILE = "tune.json"
+WINDOW = 50  # batches whose examples are sorted by length together
+DRAWS = 200  # resamples of a corpus metric (each is a whole scoring)
+
+
+@dataclass(frozen=True)
+class Gentle(Optimiser):
+    lr: float = limits(5e-5, above=0)
+    weight_decay: float = limits(0.01, least=0)
+    betas: tuple[float, float] = limits((0.9, 0.999), least=0, most=0.999999)
+
+
+@dataclass(frozen=True)
+class Falling(Schedule):
+    name: Literal["linear", "cosine", "wsd", "constant"] = "linear"
+    warmup: float = limits(0.06, least=0, most=1)
+
+
+@dataclass(frozen=True)
+class TaskSection:
+    """A task and its settings; what is not given is the task's own default."""
+
+    name: Literal["classify", "pairs", "tag", "answer", "translate", "summarise", "instruct", "embed"]
+    length: int | None = limits(None, least=8)  # tokens of an input
+    stride: int | None = limits(None, least=0)
+    words: int | None = limits(None, least=1)
+    new: int | None = limits(None, least=1)
+    prompt: str | None = None
+    tokenize: str | None = None
+    temperature: float | None = limits(None, above=0)
+
+
+@dataclass(frozen=True)
+class Data:
+    """Files below --data, each perhaps with [first:last]. What is not named is drawn from `train` by the seed."""
+
+    train: tuple[str, ...]
+    valid: tuple[str, ...] = ()
+    test: tuple[str, ...] = ()
+    kind: Literal["auto", "tsv", "csv", "jsonl", "conll", "squad"] = "auto"
+    columns: dict[str, Any] = field(default_factory=dict)  # role -> the column's name, or its number without a header
+    share: float = limits(0.1, above=0, most=0.5)  # of `train`, for each split that is not named
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tune(Training):
+    task: TaskSection
+    data: Data
+    model: str = "minilm"
+    way: Way = field(default_factory=Way)
+    optimiser: Gentle = Gentle()
+    schedule: Falling = Falling()
+    batch: int = limits(32, least=1)
+    epochs: float | None = limits(None, least=0)
+    score_batch: int = limits(64, least=1)
+    source: Source | None = None  # rows of another domain beside data.train
+    untuned: bool = False  # score the base as it is, too; only where the task adds no head
+
+
+@dataclass(frozen=True)
+class Line:
+    """One row of the table; `ahead`: the tuned model's metric minus this one's, on the same rows."""
+
+    name: str
+    metric: Interval
+    scores: Mapping[str, Any]
+    ahead: Interval | None = None
+
+
+@dataclass(frozen=True)
+class Tuned:
+    recipe: str
+    task: str
+    metric: str
+    model: str
+    way: str
+    lines: list[Line]
+    rows: dict[str, int]
+    leaks: dict[str, int]
+    labels: list[str]
+    trained: int
+    parameters: int
+    steps: int
+    minutes: float
+    loss: float | None
+    valid: float
+    path: str
+
+    @property
+    def beaten(self) -> list[str]:
+        """Baselines whose difference to the tuned model is not above zero with 95 %."""
+        return [line.name for line in self.lines if line.ahead is not None and not line.ahead.low > 0]
+
+
+class Grouped(Dataset[Any]):
+    """Draws of a data set, sorted by length within windows of batches, batches shuffled: a function of the seed alone."""
+
+    def __init__(self, drawn: Any, batch: int, seed: int) -> None:
+        self.drawn, self.batch, self.seed = drawn, batch, seed
+        self._window: tuple[int, list[int]] = (-1, [])
+
+    def __len__(self) -> int:
+        return len(self.drawn)
+
+    def __getitem__(self, draw: int) -> Any:
+        size = self.batch * WINDOW
+        window, within = divmod(draw, size)
+        if self._window[0] != window:
+            places = range(window * size, min((window + 1) * size, len(self.drawn)))
+            longest = sorted(places, key=lambda place: len(self.drawn[place]["input_ids"]))
+            parts = [longest[start : start + self.batch] for start in range(0, len(longest), self.batch)]
+            whole, rest = [p for p in parts if len(p) == self.batch], [p for p in parts if len(p) < self.batch]
+            order = np.random.default_rng([self.seed, 2, window]).permutation(len(whole))
+            self._window = window, [place for index in order for place in whole[index]] + [p for part in rest for p in part]
+        return self.drawn[self._window[1][within]]
+
+
+def trainer_of(task: Task, batch: int, seed: int, joint: Joint | None = None) -> type[Trainer]:
+    """The trainer of the task's loss, on batches of like length; of two domains', on pairs as they come."""
+
+    class Tuning(Trainer):
+        def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False,
+                         num_items_in_batch: Any = None) -> Any:
+            return (joint or task).loss(model, inputs)
+
+        def get_train_dataloader(self) -> DataLoader[Any]:
+            if joint:
+                return super().get_train_dataloader()
+            return self.accelerator.prepare(DataLoader(
+                Grouped(self.train_dataset, batch, seed), batch_size=self.args.per_device_train_batch_size,
+                collate_fn=self.data_collator, shuffle=False, drop_last=True))
+
+    return Tuning
+
+
+def tune(path: str | Path, data: str | Path, out: str | Path, *, changes: Sequence[str] = (), fresh: bool = False) -> Tuned:
+    """Tune as the recipe `path` says on the files below `data`; writes the model and tune.json into `out`.
+
+    Raises SupremumError for what the user can mend; KeyboardInterrupt after a signal, with a checkpoint written.
+    """
+    recipe = load_recipe(path, Tune, changes)
+    folder, out = Path(data), Path(out)
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / FILE).is_file())):
+        raise SupremumError(f"{out}: exists and is no result of tune.", "Choose another --out, or remove it.")
+    if (out / FILE).is_file() and not fresh:
+        raise SupremumError(f"{out}: holds a result already.", "--fresh replaces it; or choose another --out.")
+    settings = {key: value for key, value in dataclasses.asdict(recipe.task).items() if key != "name" and value is not None}
+    task = make(recipe.task.name, settings, str(path))
+    with phase("read rows"):
+        train, valid, test = splits(task, recipe, folder)
+    leaked = {"valid": leaks(task, train, valid), "test": leaks(task, train, test)}
+    for name, count in leaked.items():
+        if count:
+            note(f"{count} of {len(valid if name == 'valid' else test)} {name} rows also stand in the training text.")
+    work = out.with_name(f"{out.name}.work")
+    seed = recipe.seed
+    model, tokenizer, fingerprint = load_base(recipe.model, task, seed)
+    inputs = {"supremum": __version__, "recipe": plain(recipe), "model": fingerprint, "rows": len(train),
+              "first": train[0]["where"]}
+    run = open_run(work, inputs, fresh=fresh)
+    before: list[Any] | None = None
+    if recipe.untuned:
+        if task.new_head:
+            raise SupremumError(f"{path}: untuned needs a task that adds no head; {task.name} adds one.", "Leave it out.")
+        with phase("score the base as it is"):
+            before = task.predict(model.eval(), tokenizer, test, recipe.score_batch)
+    minutes, steps, loss = 0.0, 0, None
+    trained, total = 0, counts(model)[1]
+    if recipe.epochs != 0:
+        with phase("tokens"):
+            features = task.encode(train, tokenizer)
+        collate, joint = task.collate(tokenizer), None
+        if recipe.source:
+            others = read(folder, recipe.source.train, task.roles, recipe.data.columns, recipe.data.kind)
+            task.check(others)
+            features, collate = paired(task.encode(others, tokenizer), features), both(collate)
+            joint = Joint(task, model, recipe.source)
+        steps = recipe.total_steps(len(features))
+        model, callbacks = prepare(model, recipe.way, steps)
+        trained, total = counts(model)
+        started = time.perf_counter()
+        fitted = fit(model, features, recipe, work, collator=collate, callbacks=callbacks,
+                     kind=trainer_of(task, recipe.batch, seed, joint))
+        minutes = max(fitted.state.seconds, time.perf_counter() - started) / 60
+        loss = fitted.state.curve[-1][1] if fitted.state.curve else None
+        model = merged(model)
+        if joint:
+            joint.leave(model)
+    model.eval()
+    with phase("score"):
+        said = task.predict(model, tokenizer, test, recipe.score_batch)
+        lines = table(task, train, test, said, before, seed)
+        held = task.score(task.truth(valid), task.predict(model, tokenizer, valid, recipe.score_batch))
+    result = Tuned(recipe=str(path), task=task.name, metric=task.metric, model=recipe.model, way=recipe.way.name,
+                   lines=lines, rows={"train": len(train), "valid": len(valid), "test": len(test)}, leaks=leaked,
+                   labels=task.labels, trained=trained, parameters=total, steps=steps, minutes=minutes, loss=loss,
+                   valid=float(held[task.metric]), path=str(out))
+    write(model, tokenizer, result, inputs, out)
+    if run is not None:
+        run.discard()
+    return result
+
+
+def splits(task: Task, recipe: Tune, folder: Path) -> tuple[list[Row], list[Row], list[Row]]:
+    """Train, valid and test rows; what the recipe does not name is drawn from train."""
+    data = recipe.data
+    for role in data.columns:
+        if role not in task.roles:
+            raise SupremumError(f"data.columns: the task {task.name} has no column {role!r}.",
+                                f"It has {', '.join(task.roles)}.")
+    train = read(folder, data.train, task.roles, data.columns, data.kind)
+    found: dict[str, list[Row]] = {}
+    for name, files in (("valid", data.valid), ("test", data.test)):
+        if files:
+            found[name] = read(folder, files, task.roles, data.columns, data.kind)
+    for number, name in enumerate(("valid", "test")):
+        if name not in found:
+            random.Random(f"{recipe.seed} {number}").shuffle(train)
+            cut = max(1, round(data.share * len(train)))
+            found[name], train = train[:cut], train[cut:]
+    if not train:
+        raise SupremumError("No training rows are left after the splits.", "Give more rows.")
+    task.learn(train)
+    for rows in found.values():
+        task.check(rows)
+    return train, found["valid"], found["test"]
+
+
+def leaks(task: Task, train: Sequence[Row], rows: Sequence[Row]) -> int:
+    """How many rows' texts, apart from case and spaces, stand among the training rows."""
+    seen = {" ".join(task.text(row).casefold().split()) for row in train}
+    return sum(" ".join(task.text(row).casefold().split()) in seen for row in rows)
+
+
+def table(task: Task, train: Sequence[Row], test: Sequence[Row], said: list[Any], before: list[Any] | None,
+          seed: int) -> list[Line]:
+    """The tuned model and what it had to beat, each with its interval and the paired difference."""
+    truth = task.truth(test)
+    others = ({"untuned": before} if before is not None else {}) | baselines(task, train, test)
+    own = task.each(truth, said)
+    if own is None:
+        ours = bootstrap(task.score, truth, said, key=task.metric, resamples=DRAWS, seed=seed)
+    else:
+        ours = mean_interval(own, seed=seed)
+    lines = [Line("tuned", ours, task.score(truth, said))]
+    for name, other in others.items():
+        each = task.each(truth, other)
+        if own is None or each is None:
+            metric = bootstrap(task.score, truth, other, key=task.metric, resamples=DRAWS, seed=seed)
+            ahead = paired_bootstrap(task.score, (truth, other), (truth, said), key=task.metric, resamples=DRAWS, seed=seed)
+        else:
+            metric, ahead = mean_interval(each, seed=seed), paired_mean(each, own, seed=seed)
+        lines.append(Line(name, metric, task.score(truth, other), ahead))
+    return lines
+
+
+def write(model: Any, tokenizer: Any, result: Tuned, inputs: Mapping[str, Any], out: Path) -> None:
+    """The folder, written beside and moved into place."""
+    staging = out.resolve().with_name(f".{out.resolve().name}.part")
+    shutil.rmtree(staging, ignore_errors=True)
+    try:
+        staging.mkdir(parents=True)
+        model.save_pretrained(staging)
+        tokenizer.save_pretrained(staging)
+        versions = {name: version_of(name) for name in ("torch", "transformers", "peft", "scikit-learn")}
+        document = {**plain(result), "beaten_by_or_level_with": result.beaten, "inputs": inputs, "versions": versions,
+                    "threads": torch.get_num_threads()}
+        write_atomic(staging / FILE, json.dumps(plain(document), indent=1, default=str).encode())
+        move_into_place(staging, out)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)

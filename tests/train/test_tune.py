@@ -1,0 +1,186 @@
+"""Tuning: each way trains what it says, adapters merge without a change, and the whole run on rows that can be learnt."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from supremum.errors import SupremumError
+from supremum.train.base import load as load_base
+from supremum.train.baselines import baselines
+from supremum.train.tasks import make
+from supremum.train.tune import Grouped, leaks, tune
+from supremum.train.ways import Unfreeze, Way, blocks, counts, merged, prepare
+from tests.conftest import tiny_tokenizer
+
+GOOD = ["the river opens the garden", "a letter answers the winter"]
+BAD = ["stone counts stone", "the engine repairs a window"]
+
+
+def recipe(folder: Path, model: Path, way: str = "full", **more: Any) -> Path:
+    for name, times in (("train", 16), ("valid", 2), ("test", 8)):
+        lines = [f"{text} {n}\t{label}" for n in range(times)
+                 for label, texts in (("good", GOOD), ("bad", BAD)) for text in texts]
+        (folder / f"{name}.tsv").write_text("\n".join(lines) + "\n")
+    settings = {"task": "classify", "model": str(model), "way": way, "batch": 8, "epochs": 3, "optimiser": {"lr": 3e-3},
+                "data": {"train": "train.tsv", "valid": "valid.tsv", "test": "test.tsv",
+                         "columns": {"text": 0, "label": 1}}} | more
+    (folder / "recipe.yaml").write_text(json.dumps(settings))  # JSON is YAML
+    return folder / "recipe.yaml"
+
+
+def based(tiny_model: Callable[..., Path], task: str = "classify", family: str = "bert") -> Any:
+    made = make(task, {}, "r.yaml")
+    made.labels = ["a", "b", "c"]
+    return load_base(str(tiny_model(family)), made, 0)[0].eval()
+
+
+def test_the_trunk_is_the_checkpoints(tiny_model: Callable[..., Path]) -> None:
+    from transformers import AutoModel
+
+    one, other = based(tiny_model), AutoModel.from_pretrained(tiny_model("bert"))
+    ids_BT = torch.arange(8)[None]
+    with torch.no_grad():
+        assert torch.allclose(one.bert(ids_BT)[0], other.eval()(ids_BT)[0], atol=1e-6)
+    assert one.config.num_labels == 3
+
+
+@pytest.mark.parametrize("name", ["lora", "adalora", "ia3"])
+@pytest.mark.parametrize("family", ["bert", "llama"])
+def test_an_adapter_merges_into_the_model_that_it_was(name: Any, family: str, tiny_model: Callable[..., Path]) -> None:
+    plain = based(tiny_model, family=family)
+    whole = sum(p.numel() for p in plain.parameters())
+    kinds = {type(module) for module in plain.modules()}
+    model, _ = prepare(plain, Way(name, rank=2), 10)
+    trained, _ = counts(model)
+    assert 0 < trained < 0.2 * whole
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn(parameter.shape) * 0.1)
+        ids_BT = torch.arange(2, 10)[None]
+        before = model.eval()(input_ids=ids_BT).logits
+        out = merged(model).eval()
+        assert torch.allclose(out(input_ids=ids_BT).logits, before, atol=1e-4)
+    assert {type(module) for module in out.modules()} == kinds
+    assert sum(p.numel() for p in out.parameters()) == whole
+
+
+def test_lora_trains_what_its_formula_says(tiny_model: Callable[..., Path]) -> None:
+    """Rank r adds r (I + O) parameters to each layer; head and pooler are trained whole."""
+    plain = based(tiny_model)
+    heads = sum(p.numel() for p in [*plain.classifier.parameters(), *plain.bert.pooler.parameters()])
+    layer = 4 * 3 * (64 + 64) + 3 * (64 + 128) * 2  # q, k, v, o of 64 x 64; FFN 64 x 128 and back
+    model, _ = prepare(plain, Way("lora", rank=3), 10)
+    assert counts(model)[0] == heads + 2 * layer
+
+
+def test_frozen_trains_the_head_and_its_features_stay(tiny_model: Callable[..., Path]) -> None:
+    model, _ = prepare(based(tiny_model), Way("frozen"), 10)
+    assert {name.split(".")[0] if not name.startswith("bert") else name.split(".")[1]
+            for name, p in model.named_parameters() if p.requires_grad} == {"classifier", "pooler"}
+    model.train()
+    with torch.no_grad():
+        ids_BT = torch.arange(8)[None]
+        one, other = (model.bert(ids_BT).last_hidden_state for _ in range(2))
+        assert torch.equal(one, other)
+    with pytest.raises(SupremumError, match="adds none"):
+        prepare(based(tiny_model, "instruct", "llama"), Way("frozen"), 10)
+
+
+def test_gradual_unfreezing_goes_from_the_top_down(tiny_model: Callable[..., Path]) -> None:
+    from types import SimpleNamespace
+
+    model = based(tiny_model)
+    callback = Unfreeze(model, 0.6, 10)  # three groups (two blocks, the embeddings) over six steps
+
+    def moving(step: int) -> list[bool]:
+        callback.on_step_begin(None, SimpleNamespace(global_step=step), None)
+        assert all(p.requires_grad for p in [*model.classifier.parameters(), *model.bert.pooler.parameters()])
+        return [next(part.parameters()).requires_grad for part in (*reversed(blocks(model)), model.bert.embeddings)]
+
+    assert [moving(step) for step in (0, 2, 4, 6)] == [[False] * 3, [True, False, False], [True, True, False], [True] * 3]
+
+
+def test_targets_that_name_no_layer_are_refused(tiny_model: Callable[..., Path]) -> None:
+    with pytest.raises(SupremumError, match=r"no linear layer ends in nothing"):
+        prepare(based(tiny_model), Way("lora", targets=("nothing",)), 10)
+
+
+@pytest.mark.parametrize("way", ["full", "lora", "adalora", "gradual"])
+def test_rows_that_can_be_learnt_are_learnt_and_the_folder_is_plain(way: str, tiny_model: Callable[..., Path],
+                                                                    tmp_path: Path) -> None:
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    from supremum.checkpoint import open_checkpoint
+
+    done = tune(recipe(tmp_path, tiny_model("bert"), way), tmp_path, tmp_path / "out")
+    ours, majority, bag = done.lines
+    assert ours.metric.value == 1.0 and majority.metric.value == 0.5 and bag.metric.value == 1.0
+    assert done.beaten == ["TF-IDF + logistic regression"]  # level is not ahead
+    assert done.trained == done.parameters if way in ("full", "gradual") else done.trained < done.parameters / 2
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").eval()
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    said = [int(model(**tokenizer(text, return_tensors="pt")).logits.argmax()) for text in (*GOOD, *BAD)]
+    assert [model.config.id2label[number] for number in said] == ["good", "good", "bad", "bad"]
+    assert open_checkpoint(tmp_path / "out").tensors
+    document = json.loads((tmp_path / "out" / "tune.json").read_text())
+    assert document["lines"][0]["metric"]["value"] == 1.0 and document["way"] == way
+    assert not (tmp_path / "out.work").exists()
+    with pytest.raises(SupremumError, match="holds a result already"):
+        tune(tmp_path / "recipe.yaml", tmp_path, tmp_path / "out")
+
+
+@pytest.mark.parametrize("changes, said", [
+    (["way.rnk=2"], "way.rnk.*Did you mean way.rank"), (["task=clasify"], "Did you mean classify"),
+    (["data.columns.txt=0"], "no column 'txt'"), (["task.stride=3"], "no setting 'stride'"),
+    (["data.train=none.tsv"], "none.tsv: cannot be read"), (["untuned=true"], "adds no head"),
+])
+def test_recipes_that_cannot_be_are_refused(changes: list[str], said: str, tiny_model: Callable[..., Path],
+                                            tmp_path: Path) -> None:
+    with pytest.raises(SupremumError, match=said):
+        tune(recipe(tmp_path, tiny_model("bert")), tmp_path, tmp_path / "out", changes=changes)
+    assert not (tmp_path / "out").exists()
+
+
+def test_leaks_are_counted_apart_from_case_and_spaces() -> None:
+    task = make("classify", {}, "r.yaml")
+    assert leaks(task, [{"text": "The  River"}], [{"text": "the river"}, {"text": "a river"}]) == 1
+
+
+def test_grouped_draws_are_all_draws_once_and_less_padded() -> None:
+    lengths = [int(n) for n in torch.randint(1, 60, (1000,), generator=torch.Generator().manual_seed(0))]
+    drawn = [{"input_ids": [0] * n, "n": place} for place, n in enumerate(lengths)]
+    grouped = Grouped(drawn, 8, 0)
+    found = [grouped[place] for place in range(len(grouped))]
+    assert sorted(one["n"] for one in found) == list(range(1000))
+
+    def padded(rows: list[Any]) -> int:
+        return sum(8 * max(len(one["input_ids"]) for one in rows[start : start + 8]) for start in range(0, 1000, 8))
+
+    assert padded(found) < 1.05 * sum(lengths) < padded(drawn)
+    assert [one["n"] for one in found[:400]] != [one["n"] for one in sorted(found[:400], key=lambda o: len(o["input_ids"]))]
+    assert grouped[417]["n"] == Grouped(drawn, 8, 0)[417]["n"]  # whatever was read before
+
+
+def test_baselines_by_hand() -> None:
+    tag = make("tag", {}, "r.yaml")
+    train = [{"words": ["a", "b"], "tags": ["O", "B-x"]}, {"words": ["b"], "tags": ["B-x"]}, {"words": ["b"], "tags": ["O"]}]
+    assert baselines(tag, train, [{"words": ["b", "c", "a"]}]) == {"word's commonest tag": [["B-x", "O", "O"]]}
+    answer = make("answer", {}, "r.yaml")
+    row = {"question": "Who built the bridge?", "context": "The river is long. Anna built the bridge. It rains."}
+    assert list(baselines(answer, [], [row]).values()) == [["Anna built the bridge."]]
+    summary = make("summarise", {}, "r.yaml")
+    assert list(baselines(summary, [], [{"source": "A. B. C. D."}]).values()) == [["A. B. C."]]
+
+
+def test_the_tokenizer_without_padding_takes_its_end(tiny_model: Callable[..., Path]) -> None:
+    assert tiny_tokenizer().pad_token_id == tiny_tokenizer().eos_token_id  # what decoders are padded with here
+    model, tokenizer, _ = load_base(str(tiny_model("llama")), make("classify", {}, "r.yaml"), 0)
+    assert model.config.pad_token_id == tokenizer.pad_token_id
