@@ -12,7 +12,7 @@ from .common import Debug, Json, Result, verb
 
 @verb("""
     supremum train examples/shakespeare-gpt.yaml --data texts --out gpt
-    supremum train examples/c4-bert.yaml --data texts --set steps=200 --set optimiser.lr=5e-4
+    supremum train examples/c4-bert.yaml --data texts --set steps=200
 """, resumable=True)
 def train(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="What to train; see examples/ and docs/train.md.")],
