@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from itertools import islice
 from multiprocessing import get_context
 from typing import Any, TypeVar
@@ -37,7 +38,8 @@ def ordered_map(function: Callable[[Item], Result], items: Iterable[Item], *, wo
         try:
             while True:
                 for batch in islice(source, max(0, AHEAD * workers - len(pending))):
-                    pending.append(pool.submit(_apply, batch))
+                    with _held_back():
+                        pending.append(pool.submit(_apply, batch))
                 if not pending:
                     return
                 yield from pending.popleft().result()
@@ -47,6 +49,20 @@ def ordered_map(function: Callable[[Item], Result], items: Iterable[Item], *, wo
         finally:
             for future in pending:
                 future.cancel()
+
+
+@contextmanager
+def _held_back() -> Iterator[None]:
+    """Ctrl-C waits, and is held back for good in processes begun meanwhile: one that died of it while it starts would be
+    taken for a failure."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def batches(items: Iterable[Item], size: Callable[[Item], int]) -> Iterator[list[Item]]:
