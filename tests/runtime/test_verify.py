@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from gguf import GGMLQuantizationType
+from safetensors.torch import load_file, save_file
 
 from supremum import codecs
 from supremum.checkpoint import open_checkpoint
@@ -116,6 +117,21 @@ def test_transformers_agrees_exactly_and_shows_a_wrong_scale(tiny_model, tmp_pat
                      tmp_path / "wrong")  # fmt: skip
     with pytest.raises(SupremumError, match="answers differently"):
         verify(other, CT, open_checkpoint(folder), threads=1)
+
+
+@pytest.mark.parametrize("architecture", ["BertForSequenceClassification", "BertForTokenClassification",
+                                          "BertForQuestionAnswering"])
+def test_heads_of_tasks_are_proved_and_a_changed_one_is_found(architecture, tiny_model, tmp_path):
+    """The class, the tags, the marked answer: what the head says behind each beginning of a text."""
+    source = tiny_model("bert", architecture=architecture)
+    folder = CT.write(open_checkpoint(source), {}, tmp_path / "out")
+    assert verify(folder, CT, threads=1).passed
+    head = "qa_outputs.weight" if "Question" in architecture else "classifier.weight"
+    tensors = load_file(folder / "model.safetensors")
+    tensors[head] = tensors[head] * 1.2
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(SupremumError, match="answers differently"):
+        verify(folder, CT, open_checkpoint(source), threads=1)
 
 
 def test_failures_name_their_cause(tiny_model, tmp_path):

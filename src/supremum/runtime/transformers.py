@@ -3,8 +3,8 @@
 In float32 the decoded weights are exact, so differences to our own decoding are those of the arithmetic alone. Formats that
 the compressed-tensors library decodes to bfloat16 (exactly) would need a bfloat16 model: here the library decodes, and the
 model is raised to float32 then; that inputs are rounded stays as stored. The folder is loaded by the class that the model
-card names; an encoder without a vocabulary head answers with a softmax over its last hidden state, which is as good for a
-comparison.
+card names. An encoder without a head answers with a softmax over its last hidden state, one that marks the answer to a
+question with its two scores of each token; a head that gives a text one answer is asked for each beginning of it.
 """
 
 from __future__ import annotations
@@ -20,10 +20,19 @@ from ..errors import SupremumError
 from . import Capabilities, Speed, Tolerance
 
 
-def answers(output: Any) -> torch.Tensor:
-    """Logits (B, T, V) of a model's output, or the last hidden state (B, T, E) of one without a head; float32."""
+@torch.inference_mode()
+def answers(model: Any, tokens: list[int], ends: list[int]) -> torch.Tensor:
+    """Logits (P, V) behind each tokens[:end], float32; V is at least 2."""
+    output = model(input_ids=torch.tensor([tokens]))
     found = output.get("logits")
-    return (output.last_hidden_state if found is None else found).float()
+    if found is None:
+        found = torch.stack([output.start_logits, output.end_logits], -1) if "start_logits" in output else \
+            output.last_hidden_state
+    if found.ndim == 3:
+        found_PV = found[0, torch.tensor(ends) - 1]
+    else:
+        found_PV = torch.cat([model(input_ids=torch.tensor([tokens[:end]])).logits for end in ends])
+    return torch.nn.functional.pad(found_PV.float(), (0, max(0, 2 - found_PV.shape[1])))
 
 
 def _loader(path: Path) -> Any:
@@ -77,8 +86,8 @@ class Transformers:
         return list(tokenizer(text).input_ids)
 
     def logprobs(self, tokens: list[int], lengths: list[int], count: int) -> list[tuple[list[int], list[float]]]:
-        logits_TV = answers(self._forward(tokens))[0]
-        top = logits_TV[torch.tensor(lengths) - 1].log_softmax(-1).topk(min(count, logits_TV.shape[1]))
+        logits_PV = answers(self._model, tokens, lengths)
+        top = logits_PV.log_softmax(-1).topk(min(count, logits_PV.shape[1]))
         return list(zip(top.indices.tolist(), top.values.tolist(), strict=True))
 
     def speed(self, tokens: list[int], new: int) -> Speed:

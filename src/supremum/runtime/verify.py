@@ -206,11 +206,7 @@ def _ours(reference: Any, prompts: list[list[int]], lengths: list[list[int]], ro
 
 
 def _answers(model: Any, prompts: list[list[int]], lengths: list[list[int]]) -> Tensor:
-    rows = []
-    for prompt, ends in zip(prompts, lengths, strict=True):
-        log_p_TV = answers(model(input_ids=torch.tensor([prompt])))[0].log_softmax(-1)
-        rows.append(log_p_TV[torch.tensor(ends) - 1])
-    return torch.cat(rows)
+    return torch.cat([answers(model, prompt, ends).log_softmax(-1) for prompt, ends in zip(prompts, lengths, strict=True)])
 
 
 def _context(prompts: list[list[int]]) -> int:
