@@ -131,9 +131,10 @@ def test_encoders(tiny_model, text, tmp_path, family):
     assert result.document["proof"]["passed"] and result.document["result"]["bits_per_weight"] <= 5
 
 
-def test_encoder_without_a_head(tiny_model, text, tmp_path):
-    """Its hidden states are compared: a KL, and nothing that needs a vocabulary."""
-    model = tiny_model("bert", architecture="BertModel")
+@pytest.mark.parametrize("architecture", ["BertModel", "BertForSequenceClassification"])
+def test_encoder_without_a_vocabulary_head(architecture, tiny_model, text, tmp_path):
+    """Its hidden states are compared: a KL, and nothing that needs a vocabulary. A task's head stays as it is."""
+    model = tiny_model("bert", architecture=architecture)
     result = run(model, text, tmp_path / "out", Budget(bits=5), target="compressed-tensors")
     measured = result.document["result"]["measured"]
     assert result.document["proof"]["passed"] and measured["objective"] == "none"

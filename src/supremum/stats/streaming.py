@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from ..checkpoint import Checkpoint
+from ..checkpoint.architecture import objective
 from ..codecs.activations import round_inputs
 from ..errors import CheckpointError
 
@@ -127,7 +128,9 @@ class BlockStream:
 
     @contextlib.contextmanager
     def head(self) -> Iterator[Any]:
-        """Yield `head(hidden_NTd) -> output (N, T, V or d)`: everything after the last block, with gradient if wanted."""
+        """Yield `head(hidden_NTd) -> output (N, T, V or d)`: everything after the last block, with gradient if wanted. A
+        task's head (a class, tags, a marked answer) is left out: it stays as it is, and texts are not its inputs."""
+        whole: Any = self.model if objective(type(self.model).__name__) != "none" else self.model.base_model
         embedding = self.model.get_input_embeddings()
         if not self.checkpoint.tied:
             self.model.set_input_embeddings(_Zeros(embedding.weight.shape[1], self.dtype))
@@ -135,7 +138,7 @@ class BlockStream:
         def run(hidden_NTd: Tensor) -> Tensor:
             self._calls, self._final_NTd = [], hidden_NTd
             tokens_NT = torch.zeros(hidden_NTd.shape[:2], dtype=torch.long)
-            output = self.model(input_ids=tokens_NT)
+            output = whole(input_ids=tokens_NT)
             self._final_NTd = None
             return output.logits if "logits" in output else output.last_hidden_state
 
