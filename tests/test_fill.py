@@ -38,7 +38,7 @@ def test_size_is_kept_as_written(tiny_model, text, tmp_path):  # noqa: F811
     assert document["proof"]["runtime"] == "transformers"
 
 
-@pytest.mark.parametrize(("family", "bits"), [("gpt2", 4), ("albert", 3)])
+@pytest.mark.parametrize(("family", "bits"), [("gpt2", 4), pytest.param("albert", 3, marks=pytest.mark.slow)])
 def test_bits_are_kept(family, bits, tiny_model, text, tmp_path):  # noqa: F811
     result = run(tiny_model(family, "bfloat16"), text, tmp_path / "out", Budget(bits=bits))
     assert 0.97 * bits <= result.document["result"]["bits_per_weight"] <= bits
@@ -61,6 +61,7 @@ def test_what_is_kept_stays(tiny_model, text, tmp_path):  # noqa: F811
     assert kept["model.embed_tokens.weight"]["bits_per_weight"] < 13  # bfloat16, coded without loss
 
 
+@pytest.mark.slow
 def test_layers_that_matter_more_get_more_bits(tiny_model, text, tmp_path):  # noqa: F811
     """One level for all: a layer whose damage would be larger at the mean rate has more bits than the mean."""
     result = run(tiny_model("llama", "bfloat16", hidden_size=128, intermediate_size=256), text, tmp_path / "out",

@@ -28,7 +28,7 @@ from .gather import Gathered
 from .limits import Curve, LayerSpectrum
 from .measure.streamed import streamed_quality
 from .planning import Reached
-from .progress import phase
+from .progress import note, phase
 from .sizes import format_size
 from .solve.cancellation import DAMPING, Metric, one_thread
 from .solve.candidates import Matrix, read_matrix, save_matrices
@@ -40,6 +40,7 @@ from .stats.sweep import HEAD_MOMENTS, moments
 OUTPUT_DAMPING = 0.01  # share of mean(diag B) added to B
 START_BITS = 0.45  # a weight above the limit: where the search for the level begins, no more
 LEAST_BITS = 0.1  # a weight: an archive of fewer would say nothing of the model
+MOST_BITS = 6.0  # a weight: above, ever more numbers have no symbol (codecs/rans.py), and nothing is left to gain
 NEAR = 0.997  # of a budget: near enough to stop
 ATTEMPTS = 8
 FRAME = tuple(field.name for field in fields(Frame))
@@ -68,7 +69,7 @@ def fill(gathered: Gathered, budget: Budget, kind: ArchiveTarget, spectra: list[
 
     def excess(solved: Solved) -> float:
         """Bits a weight by which the budget's bytes are exceeded; below zero: still to be had."""
-        found = [-math.inf]
+        found = [8 * (solved.size - fixed) / weights - MOST_BITS]
         if budget.size is not None:
             found.append(8 * (solved.size - budget.size) / weights)
         if budget.bits is not None:
@@ -86,7 +87,10 @@ def fill(gathered: Gathered, budget: Budget, kind: ArchiveTarget, spectra: list[
             raise BudgetError(f"KL {budget.max_kl:g} takes {format_size(solved.size)}, more than the other limits allow.",
                               "Allow more bytes, more bits or more KL.")
     else:
-        rate = min(rate for rate in (budget.bits, budget.size and 8 * (budget.size - fixed) / weights) if rate is not None)
+        allowed = min(rate for rate in (budget.bits, budget.size and 8 * (budget.size - fixed) / weights) if rate is not None)
+        rate = min(allowed, MOST_BITS)
+        if rate < allowed:
+            note(f"{MOST_BITS:g} bits a weight are the most that an archive makes use of; the budget allows {allowed:.2f}.")
         solved = levels.within(curve.level_at_bits(max(rate - START_BITS, LEAST_BITS)), excess, rate)
     units, options = [], []
     for name, shape in gathered.shapes.items():
