@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+import transformers
 from torch.utils.data import DataLoader, Dataset
 
 from .. import __version__
@@ -302,6 +303,7 @@ def write(model: Any, tokenizer: Any, result: Tuned, inputs: Mapping[str, Any], 
     shutil.rmtree(staging, ignore_errors=True)
     try:
         staging.mkdir(parents=True)
+        transformers.utils.logging.disable_progress_bar()  # a moment's work
         model.save_pretrained(staging)
         tokenizer.save_pretrained(staging)
         versions = {name: version_of(name) for name in ("torch", "transformers", "peft", "scikit-learn")}
