@@ -50,6 +50,7 @@ def test_largest_kl_is_kept_and_nearly_used(tiny_model, text, tmp_path):  # noqa
     assert 0.9 * 0.02 <= result.document["result"]["measured"]["kl_mean"] <= 0.02
 
 
+@pytest.mark.slow
 def test_what_is_kept_stays(tiny_model, text, tmp_path):  # noqa: F811
     model = tiny_model("llama", "bfloat16")
     result = run(model, text, tmp_path / "out", Budget(bits=3), keep=["embed", "lm_head", "v_proj"])
