@@ -90,6 +90,7 @@ def test_what_cannot_be_had_is_left_out_or_refused_when_named(tiny_model, text, 
     assert left == [Budget(bits=6), Budget(bits=8)] and "\n5 bits is left out: the least" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_killed_run_goes_on_with_the_next_point(drawn, tiny_model, text, tmp_path):  # noqa: F811
     environment = os.environ | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2")}
     command = [sys.executable, "-c", CHILD, str(tiny_model("llama")), text, str(tmp_path / "out")]

@@ -125,13 +125,13 @@ def test_other_decoders(tiny_model, text, tmp_path, family):
     assert result.document["proof"]["passed"]
 
 
-@pytest.mark.parametrize("family", ["bert", "albert"])
+@pytest.mark.parametrize("family", ["bert", pytest.param("albert", marks=pytest.mark.slow)])
 def test_encoders(tiny_model, text, tmp_path, family):
     result = run(tiny_model(family), text, tmp_path / "out", Budget(bits=5), target="compressed-tensors")
     assert result.document["proof"]["passed"] and result.document["result"]["bits_per_weight"] <= 5
 
 
-@pytest.mark.parametrize("architecture", ["BertModel", "BertForSequenceClassification"])
+@pytest.mark.parametrize("architecture", [pytest.param("BertModel", marks=pytest.mark.slow), "BertForSequenceClassification"])
 def test_encoder_without_a_vocabulary_head(architecture, tiny_model, text, tmp_path):
     """Its hidden states are compared: a KL, and nothing that needs a vocabulary. A task's head stays as it is."""
     model = tiny_model("bert", architecture=architecture)
