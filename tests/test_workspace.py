@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch  # noqa: F401  before the fork: a child killed while it imports has written nothing
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
