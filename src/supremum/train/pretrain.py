@@ -159,7 +159,7 @@ def _document(recipe: Recipe, objective: Objective, inputs: dict[str, Any], fitt
 
 def _write(fitted: Fitted, tokenizer: Any, document: dict[str, Any], folder: Path) -> None:
     """Model, tokenizer and train.json beside, then moved into place; with FSDP every process has a part in gathering."""
-    from ..output import move_into_place
+    from ..workspace import move_into_place
 
     first = world()[0] == 0
     staging = folder.resolve().with_name(f".{folder.resolve().name}.part")

@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,11 +25,10 @@ from torch.utils.data import DataLoader, Dataset
 from .. import __version__
 from ..errors import SupremumError
 from ..measure.intervals import Interval, bootstrap, mean_interval, paired_bootstrap, paired_mean
-from ..output import move_into_place
 from ..plain import plain
 from ..progress import note, phase
 from ..versions import version_of
-from ..workspace import write_atomic
+from ..workspace import replacing_folder, write_atomic
 from .base import load as load_base
 from .baselines import baselines
 from .joint import Joint, Source, both, paired
@@ -299,10 +297,7 @@ def table(task: Task, train: Sequence[Row], test: Sequence[Row], said: list[Any]
 
 def write(model: Any, tokenizer: Any, result: Tuned, inputs: Mapping[str, Any], out: Path) -> None:
     """The folder, written beside and moved into place."""
-    staging = out.resolve().with_name(f".{out.resolve().name}.part")
-    shutil.rmtree(staging, ignore_errors=True)
-    try:
-        staging.mkdir(parents=True)
+    with replacing_folder(out) as staging:
         transformers.utils.logging.disable_progress_bar()  # a moment's work
         model.save_pretrained(staging)
         tokenizer.save_pretrained(staging)
@@ -310,6 +305,3 @@ def write(model: Any, tokenizer: Any, result: Tuned, inputs: Mapping[str, Any], 
         document = {**plain(result), "beaten_by_or_level_with": result.beaten, "inputs": inputs, "versions": versions,
                     "threads": torch.get_num_threads()}
         write_atomic(staging / FILE, json.dumps(plain(document), indent=1, default=str).encode())
-        move_into_place(staging, out)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
