@@ -126,3 +126,14 @@ def test_what_cannot_be_built_is_refused(changes: list[str], said: str, tmp_path
     with pytest.raises(SupremumError, match=said):
         tune(recipe(tmp_path), tmp_path, tmp_path / "out", changes=changes)
     assert not (tmp_path / "out").exists()
+
+
+def test_what_reads_windows_of_one_text_refuses_an_encoder_decoder(tmp_path: Path) -> None:
+    from supremum.measure import evaluate_texts
+
+    bart().save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    (tmp_path / "t.txt").write_text("The river moves the stone. " * 40)
+    for texts in (None, [tmp_path / "t.txt"]):
+        with pytest.raises(SupremumError, match="reads one text and writes another"):
+            evaluate_texts(tmp_path, texts=texts, tokens=64, length=16)

@@ -80,7 +80,7 @@ def evaluation_figures(document: dict[str, Any]) -> dict[str, dict[str, Figure]]
 
 def tasks(rows: Sequence[dict[str, Any]]) -> Figure:
     """Accuracy with its interval, this model's below the original's, and what guessing gives."""
-    names = [html.escape(row["name"]) for row in rows]
+    names = [html.escape(row["name"], quote=False) for row in rows]
     data = []
     for key, name, colour, symbol in (("acc_reference", "original", "var(--baseline)", "circle-open"),
                                       ("acc", "this model", "var(--measured)", "circle")):
@@ -117,7 +117,7 @@ def _dots(rows: Sequence[tuple[str, dict[str, Any]]], name: str, colour: str, sy
 def _rows_layout(rows: int, title: str, **more: Any) -> Figure:
     return layout(xaxis={"title": {"text": title}, **GRID, "rangemode": "tozero"},
                   yaxis={"autorange": "reversed", "automargin": True, "type": "category", **GRID}, legend=LEGEND,
-                  hovermode="closest", height=110 + ROW * rows, **more)
+                  hovermode="closest", height=130 + ROW * rows, **more)
 
 
 def blocks(one: dict[str, Any]) -> list[str]:
@@ -127,7 +127,7 @@ def blocks(one: dict[str, Any]) -> list[str]:
 
 def looks(one: dict[str, Any], block: str) -> Figure:
     """Who reads whom, original beside this model. The first token, where most of the weight rests, does not set the scale."""
-    labels = [f"{index + 1} {html.escape(token.strip() or '␣')}" for index, token in enumerate(one["tokens"])]
+    labels = [f"{index + 1} {html.escape(token.strip() or '␣', quote=False)}" for index, token in enumerate(one["tokens"])]
     most = max((value for key, _ in SIDES for row in one[key]["attention"][block] for value in row[1:]), default=1.0)
     data = []
     for number, (key, name) in enumerate(SIDES, 1):
