@@ -95,6 +95,12 @@ def load(path: str | Path, schema: type[R], changes: Sequence[str] = ()) -> R:
     return recipe
 
 
+def again(values: Mapping[str, Any], schema: type[R], source: str) -> R:
+    """The recipe whose `plain` form is `values`, as a finished run stores it. Raises SupremumError."""
+    recipe: R = _section(dict(values), schema, _Where(source, {}), "")
+    return recipe
+
+
 class _Where:
     """Says where a key of the recipe stands."""
 

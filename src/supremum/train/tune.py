@@ -126,6 +126,7 @@ class Tuned:
     loss: float | None
     valid: float
     path: str
+    data: str  # the folder that the recipe's files are in
 
     @property
     def beaten(self) -> list[str]:
@@ -185,8 +186,7 @@ def tune(path: str | Path, data: str | Path, out: str | Path, *, changes: Sequen
         raise SupremumError(f"{out}: exists and is no result of tune.", "Choose another --out, or remove it.")
     if (out / FILE).is_file() and not fresh:
         raise SupremumError(f"{out}: holds a result already.", "--fresh replaces it; or choose another --out.")
-    settings = {key: value for key, value in dataclasses.asdict(recipe.task).items() if key != "name" and value is not None}
-    task = make(recipe.task.name, settings, str(path))
+    task = make(recipe.task.name, settings_of(recipe.task), str(path))
     with phase("read rows"):
         train, valid, test = splits(task, recipe, folder)
     leaked = {"valid": leaks(task, train, valid), "test": leaks(task, train, test)}
@@ -235,11 +235,16 @@ def tune(path: str | Path, data: str | Path, out: str | Path, *, changes: Sequen
     result = Tuned(recipe=str(path), task=task.name, metric=task.metric, model=recipe.model, way=recipe.way.name,
                    lines=lines, rows={"train": len(train), "valid": len(valid), "test": len(test)}, leaks=leaked,
                    labels=task.labels, trained=trained, parameters=total, steps=steps, minutes=minutes, loss=loss,
-                   valid=float(held[task.metric]), path=str(out))
+                   valid=float(held[task.metric]), path=str(out), data=str(data))
     write(model, tokenizer, result, inputs, out)
     if run is not None:
         run.discard()
     return result
+
+
+def settings_of(section: TaskSection) -> dict[str, Any]:
+    """What a recipe sets of its task."""
+    return {key: value for key, value in dataclasses.asdict(section).items() if key != "name" and value is not None}
 
 
 def splits(task: Task, recipe: Tune, folder: Path) -> tuple[list[Row], list[Row], list[Row]]:
