@@ -32,6 +32,7 @@ from ..workspace import replacing_folder, write_atomic
 from .base import load as load_base
 from .baselines import baselines
 from .joint import Joint, Source, both, paired
+from .prompt import add_prompt
 from .recipe import Optimiser, Schedule, Training, limits
 from .recipe import load as load_recipe
 from .rows import Row, read
@@ -212,6 +213,7 @@ def tune(path: str | Path, data: str | Path, out: str | Path, *, changes: Sequen
     minutes, steps, loss = 0.0, 0, None
     trained, total = 0, counts(model)[1]
     if recipe.epochs != 0:
+        prompt = add_prompt(model, tokenizer, recipe.way.tokens, seed) if recipe.way.name == "prompt" else []
         with phase("tokens"):
             features = task.encode(train, tokenizer)
         collate, joint = task.collate(tokenizer), None
@@ -221,7 +223,7 @@ def tune(path: str | Path, data: str | Path, out: str | Path, *, changes: Sequen
             features, collate = paired(task.encode(others, tokenizer), features), both(collate)
             joint = Joint(task, model, recipe.source)
         steps = recipe.total_steps(len(features))
-        model, callbacks = prepare(model, recipe.way, steps)
+        model, callbacks = prepare(model, recipe.way, steps, prompt)
         trained, total = counts(model)
         started = time.perf_counter()
         fitted = fit(model, features, recipe, work, collator=collate, callbacks=callbacks,
