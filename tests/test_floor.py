@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import shutil
@@ -16,6 +17,7 @@ from supremum import Budget
 from supremum import floor as module
 from supremum.errors import BudgetError, SupremumError
 from supremum.floor import Floor, Judge, optimize_floor
+from supremum.limits import measure
 from supremum.report import read_document
 from supremum.report.terminal import result_lines
 from supremum.report.words import budget, facts
@@ -23,11 +25,13 @@ from supremum.train.tune import tune
 from tests.test_pipeline import TOKENS, text  # noqa: F401  (the fixture)
 from tests.train.test_tune import recipe
 
+machine = functools.cache(measure)  # seconds each
+
 
 @pytest.fixture(scope="module")
 def tuned(tiny_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tuned")
-    tune(recipe(folder, tiny_model("bert")), folder, folder / "out")
+    tune(recipe(folder, tiny_model("bert"), lstm=False), folder, folder / "out")
     return folder / "out"
 
 
@@ -40,6 +44,8 @@ def lower(model: Path, text: str, out: Path, floor: str, given: Budget | None = 
 def lowered(tuned: Path, text: str, tmp_path_factory: pytest.TempPathFactory) -> Any:  # noqa: F811
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "STEP", 2.0)
+        patch.setattr("supremum.pipeline.rehearse", lambda *_: None)  # the proof at the end is real
+        patch.setattr("supremum.pipeline.measure_machine", machine)
         return lower(tuned, text, tmp_path_factory.mktemp("floor") / "out", "accuracy=0.99x")
 
 
@@ -95,18 +101,21 @@ def test_it_is_not_done_twice(lowered: Any, tuned: Path, text: str, monkeypatch:
 def test_a_missed_floor_says_by_how_much_and_loses_nothing(tuned: Path, text: str, tmp_path: Path, lowered: Any,  # noqa: F811
                                                            monkeypatch: pytest.MonkeyPatch) -> None:
     proof = SimpleNamespace(asdict=lambda: lowered.document["proof"])
-    monkeypatch.setattr("supremum.output.verify", lambda *_: proof)
+    monkeypatch.setattr("supremum.pipeline.rehearse", lambda *_: None)
+    monkeypatch.setattr("supremum.pipeline.measure_machine", machine)
     monkeypatch.setattr("supremum.pipeline.verify", lambda *_: proof)
     with monkeypatch.context() as patch:
-        patch.setattr(Judge, "score", lambda self, written, split: {"metric": {"value": 0.25}, "change": {}})
+        worse = {"metric": {"value": 0.25, "low": 0.1, "high": 0.4}, "change": {"value": -0.75, "low": -0.9, "high": -0.6}}
+        patch.setattr(Judge, "score", lambda self, written, split: worse)
         with pytest.raises(BudgetError, match=r"was missed: it has accuracy 0\.25 on the 8 valid rows") as refused:
             lower(tuned, text, tmp_path / "out", "accuracy=0.99x", Budget(bits=9))
     assert "out.work" in str(refused.value) and not (tmp_path / "out").exists()
     monkeypatch.setattr("supremum.reach._measure", lambda *_: pytest.fail("was measured before"))
-    done = lower(tuned, text, tmp_path / "out", "mcc=0.5", Budget(bits=9))
+    done = lower(tuned, text, tmp_path / "out", "accuracy=0.2", Budget(bits=9))
     floor = done.document["result"]["floor"]
-    assert not floor["searched"] and len(floor["tried"]) == 1 and floor["reached"]["valid"]["value"] >= 0.5
-    assert "--bits 9 --floor mcc=0.5" in done.document["command"]
+    assert not floor["searched"] and len(floor["tried"]) == 1 and floor["reached"]["valid"]["value"] == 0.25
+    assert floor["reached"]["test"]["value"] > 0.25
+    assert "--bits 9 --floor accuracy=0.2" in done.document["command"]
     assert not (tmp_path / "out.work").exists()
 
 

@@ -94,8 +94,7 @@ class Judge:
         the original is below."""
         with phase("score the original"):
             self.before = self._said(self.checkpoint, ("valid", "test"))
-        scores = {name: self._interval(name, said) for name, said in self.before.items()}
-        own = scores["valid"].value
+        own = self._value("valid", self.before["valid"])
         if self.floor.relative and own <= 0:
             raise SupremumError(f"--floor {self.floor}: the original's {self.floor.metric} is {own:.4g}, which has no parts.",
                                 f"Give a number, {self.floor.metric}={own - 0.01:.3g}.")
@@ -103,7 +102,7 @@ class Judge:
         if own < least:
             raise SupremumError(f"--floor {self.floor}: the original itself has {self.floor.metric} {own:.4g} on the "
                                 f"{len(self.rows['valid'])} valid rows.", "Ask for less, or tune a better model.")
-        return {"least": least, **scores}
+        return {"least": least, **{name: self._interval(name, said) for name, said in self.before.items()}}
 
     def score(self, written: Path, split: str) -> dict[str, Any]:
         """A written file's metric on one split, and its difference to the original on the same rows."""
@@ -123,16 +122,20 @@ class Judge:
     def _each(self, split: str, said: list[Any]) -> list[float] | None:
         return self.task.each(self.task.truth(self.rows[split]), said) if self.floor.metric == self.task.metric else None
 
+    def _value(self, split: str, said: list[Any]) -> float:
+        """The metric alone. Raises SupremumError for one that the task does not have."""
+        scores = {name: value for name, value in self.task.score(self.task.truth(self.rows[split]), said).items()
+                  if isinstance(value, float)}
+        if self.floor.metric not in scores:
+            raise SupremumError(f"--floor {self.floor}: the task {self.task.name} has no {self.floor.metric}.",
+                                f"It has {', '.join(scores)}.")
+        return scores[self.floor.metric]
+
     def _interval(self, split: str, said: list[Any]) -> Interval:
         truth, metric = self.task.truth(self.rows[split]), self.floor.metric
         each = self._each(split, said)
-        if each is not None:
-            return mean_interval(each, seed=self.seed)
-        known = [name for name, value in self.task.score(truth, said).items() if isinstance(value, float)]
-        if metric not in known:
-            raise SupremumError(f"--floor {self.floor}: the task {self.task.name} has no {metric}.",
-                                f"It has {', '.join(known)}.")
-        return bootstrap(self.task.score, truth, said, key=metric, resamples=DRAWS, seed=self.seed)
+        return mean_interval(each, seed=self.seed) if each is not None else bootstrap(
+            self.task.score, truth, said, key=metric, resamples=DRAWS, seed=self.seed)
 
     def _change(self, split: str, said: list[Any]) -> Interval:
         truth, before = self.task.truth(self.rows[split]), self.before[split]
