@@ -33,7 +33,7 @@ from .common import (
     supremum optimize models/llama --max-kl 0.05 --size 900MB --keep lm_head
     supremum optimize models/llama --bits 3 --target archive --out archived
     supremum optimize models/llama --speed 2x --memory 900MB
-    supremum optimize sst2 --floor accuracy=0.99x --target archive --text sentences.txt
+    supremum optimize sst2 --floor accuracy=0.99x --out small
     supremum optimize models/llama --frontier --out points
     supremum optimize demo --frontier 2.5,3,4 --target archive
     supremum optimize models/llama --lossless --out lossless
@@ -57,7 +57,7 @@ def optimize(
         help="Instead of one budget: a finished folder for each of these bits a weight, and their curve; without a list "
              "2.25,2.5,3,3.5,4,5,6,8, as far as the target reaches.")] = None,
     floor: Annotated[str | None, typer.Option(
-        "--floor", metavar="METRIC=0.99x|0.86", parser=floor_option,
+        "--floor", metavar="NAME=0.99x", parser=floor_option,
         help="Of a model from `supremum tune`: the smallest file whose task metric keeps this, times the original's (0.99x) "
              "or as a number, on the recipe's valid rows. With another budget: refuse what misses it.")] = None,
     floor_data: Annotated[Path | None, typer.Option(
