@@ -54,15 +54,17 @@ def test_bisection_finds_the_threshold_in_log_tries(count: int, monkeypatch: pyt
     points = [Budget(bits=number + 1) for number in range(count)]
     for threshold in range(count + 1):  # the first point that holds; `count`: none does
         monkeypatch.setattr(module, "_score", lambda found, judge, point, split: {
-            "metric": {"value": float(point.bits - 1 >= threshold)}, "bytes": 1})  # noqa: B023
+            "metric": {"value": 0.8 if point.bits - 1 >= threshold else 0.78}, "bytes": 1,  # noqa: B023
+            "change": {"low": -0.01, "high": 0.01}})
         monkeypatch.setattr(module, "_drop", lambda found, point: dropped.append(point))  # noqa: B023
         tried: list[dict[str, Any]] = []
         dropped: list[Budget] = []
         judge: Any = SimpleNamespace(floor=Floor("accuracy", 1, False))
-        best = module._search(None, judge, points, 1.0, tried)  # type: ignore[arg-type]
+        best = module._search(None, judge, points, 0.79, tried, searched=True)  # type: ignore[arg-type]
         assert best == (points[threshold] if threshold < count else None)
         assert len(tried) <= math.ceil(math.log2(count + 1))
-        assert best not in dropped and (count == 1 or len(dropped) == len(tried) - (best is not None))
+        assert best not in dropped and all(point["held"] == (point["value"] > 0.79) for point in tried)
+        assert module._search(None, judge, points, 0.796, [], searched=True) is None  # type: ignore[arg-type]
 
 
 def test_the_chosen_file_scores_as_stock_transformers_says(lowered: Any, tuned: Path) -> None:
@@ -73,7 +75,7 @@ def test_the_chosen_file_scores_as_stock_transformers_says(lowered: Any, tuned: 
     assert floor["asked"] == "accuracy=0.99x" and floor["least"] == pytest.approx(0.99 * floor["original"]["valid"]["value"])
     held = [point for point in floor["tried"] if point["held"]]
     assert document["budget"]["bits"] == min(point["bits"] for point in held)
-    assert all(point["held"] == (point["value"] >= floor["least"]) for point in floor["tried"])
+    assert all(point["held"] == (point["value"] - point["error"] >= floor["least"]) for point in floor["tried"])
     assert document["proof"]["passed"] and floor["rows"] == {"valid": 8, "test": 32}
     model = AutoModelForSequenceClassification.from_pretrained(lowered.folder).eval()
     tokenizer = AutoTokenizer.from_pretrained(lowered.folder)
@@ -113,6 +115,7 @@ def test_a_missed_floor_says_by_how_much_and_loses_nothing(tuned: Path, text: st
     monkeypatch.setattr("supremum.reach._measure", lambda *_: pytest.fail("was measured before"))
     done = lower(tuned, text, tmp_path / "out", "accuracy=0.2", Budget(bits=9))
     floor = done.document["result"]["floor"]
+    assert floor["held_on_test"] == (floor["reached"]["test"]["value"] >= 0.2)
     assert not floor["searched"] and len(floor["tried"]) == 1 and floor["reached"]["valid"]["value"] == 0.25
     assert floor["reached"]["test"]["value"] > 0.25
     assert "--bits 9 --floor accuracy=0.2" in done.document["command"]

@@ -7,8 +7,13 @@ was trained on; its test rows have no part in the choice and are scored once, fo
 the written file, decoded to float32, its inputs rounded where its format says so.
 
 Without another budget bits a weight are bisected in steps of STEP: statistics once, a file and a score for each of about
-log2(8 / STEP) points. Scores of finitely many rows waver, so the answer is the least point that held while its lower
-neighbour did not, and no claim about points that were not tried. With another budget there is one point, and it is checked.
+log2(8 / STEP) points. The least of several points that hold is too often one that was lucky on those rows, so in a search
+
+    metric - e >= floor      e: the standard error of the change from the original on the same rows
+
+(the one-standard-error rule of Breiman et al. 1984). The answer is a point that held above one that did not; nothing is said
+of points that were not tried. With another budget there is one point, no choice, and the metric itself is held against the
+floor.
 """
 
 from __future__ import annotations
@@ -39,6 +44,7 @@ from .train.tune import DRAWS, FILE, Tune, settings_of, splits
 from .workspace import Workspace
 
 STEP, MOST = 0.25, 8.0  # bits a weight
+WIDTH = 2 * 1.96  # of a 95 % interval, in standard errors
 
 
 @dataclass(frozen=True)
@@ -173,7 +179,7 @@ def optimize_floor(model: str | Path, floor: Floor, budget: Budget | None = None
     try:
         found = statistics(job, layout, workspace, budget)
         tried: list[dict[str, Any]] = []
-        chosen = _search(found, judge, points, original["least"], tried)
+        chosen = _search(found, judge, points, original["least"], tried, searched=budget is None)
         if chosen is None:
             raise BudgetError(_missed(judge, original, tried, budget),
                               f"Ask for less than {floor}, or allow more {'bytes' if budget else '(another --target)'}; the "
@@ -185,7 +191,9 @@ def optimize_floor(model: str | Path, floor: Floor, budget: Budget | None = None
             "rows": {name: len(rows) for name, rows in judge.rows.items()},
             "original": {name: original[name] for name in judge.rows},
             "reached": {name: score["metric"] for name, score in scores.items()},
-            "change": {name: score["change"] for name, score in scores.items()}, "tried": tried}),
+            "change": {name: score["change"] for name, score in scores.items()}, "tried": tried,
+            "held_on_test": scores["test"]["metric"]["value"] >= floor.value * (
+                original["test"].value if floor.relative else 1)}),
             command={**given, "floor": str(floor), "floor_data": str(data) if data else None})
         move_into_place(staging, folder)
         workspace.discard()
@@ -226,8 +234,8 @@ def _points(job: Job, layout: Layout) -> list[Budget]:
     return found
 
 
-def _search(found: Statistics, judge: Judge, points: Sequence[Budget], least: float, tried: list[dict[str, Any]],
-            ) -> Budget | None:
+def _search(found: Statistics, judge: Judge, points: Sequence[Budget], least: float, tried: list[dict[str, Any]], *,
+            searched: bool) -> Budget | None:
     """The first of the points that holds, by bisection; None if the last does not. `tried` grows by what was measured."""
     low, high, best = 0, len(points), None  # every point below `low` missed, `high` held
     while low < high:
@@ -236,9 +244,10 @@ def _search(found: Statistics, judge: Judge, points: Sequence[Budget], least: fl
         if len(points) > 1:
             note(f"try {budget.bits:g} bits a weight")
         score = _score(found, judge, budget, "valid")
-        held = score["metric"]["value"] >= least
-        tried.append({"bits": budget.bits, "bytes": score["bytes"], "value": score["metric"]["value"], "held": held})
-        note(f"{judge.floor.metric} {score['metric']['value']:.4g} on the valid rows: {'held' if held else 'missed'}.")
+        value, error = score["metric"]["value"], (score["change"]["high"] - score["change"]["low"]) / WIDTH
+        held = value - (error if searched else 0) >= least
+        tried.append({"bits": budget.bits, "bytes": score["bytes"], "value": value, "error": error, "held": held})
+        note(f"{judge.floor.metric} {value:.4g}, error {error:.2g}, on the valid rows: {'held' if held else 'missed'}.")
         if held:
             if best is not None:
                 _drop(found, best)
@@ -269,6 +278,7 @@ def _drop(found: Statistics, budget: Budget) -> None:
 def _missed(judge: Judge, original: Mapping[str, Any], tried: Sequence[Mapping[str, Any]], budget: Budget | None) -> str:
     best = max(tried, key=lambda point: point["value"])
     where = "it" if budget else f"the best of {len(tried)} files ({best['bits']:g} bits a weight)"
-    return (f"--floor {judge.floor} was missed: {where} has {judge.floor.metric} {best['value']:.4g} on the "
+    more = "" if budget else f" (standard error of its change {best['error']:.2g})"
+    return (f"--floor {judge.floor} was missed: {where} has {judge.floor.metric} {best['value']:.4g}{more} on the "
             f"{len(judge.rows['valid'])} valid rows, {original['least']:.4g} is asked, the original has "
             f"{original['valid'].value:.4g}.")

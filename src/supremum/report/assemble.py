@@ -101,6 +101,9 @@ def _when_floored(floor: Mapping[str, Any] | None) -> list[str]:
         return []
     said = [f"The floor of {floor['metric']} was held against {floor['rows']['valid']} valid rows, on which the file was "
             f"{'chosen' if floor['searched'] else 'checked'}; the test rows had no part in it"]
+    if not floor["held_on_test"]:
+        said.append(f"On the {floor['rows']['test']} test rows the file is below the floor; a higher floor or more "
+                    "valid rows would choose a larger one")
     change = floor["change"]["valid"]
     if floor["original"]["valid"]["value"] + change["low"] < floor["least"]:
         said.append(f"So few rows cannot exclude that the floor is missed: the change of {floor['metric']} on them has a "

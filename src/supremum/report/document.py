@@ -173,6 +173,7 @@ class Tried(TypedDict):
     bits: Number
     bytes: int
     value: float  # of the metric, on the valid rows
+    error: float  # standard error of its change
     held: bool
 
 
@@ -188,6 +189,7 @@ class Floor(TypedDict):
     reached: Splits
     change: Splits
     tried: list[Tried]
+    held_on_test: bool  # whether the test rows, which had no part in the choice, agree
 
 
 class ResultSection(ResultBase, total=False):
