@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from supremum.errors import SupremumError
 from supremum.text.windows import frame
@@ -25,7 +26,7 @@ def test_a_prompt_token_is_a_vector_before_the_input(family: str, tiny_model: Ca
     task.labels = ["a", "b"]
     model, tokenizer, _ = load_base(str(tiny_model(family)), task, 0)
     plain, before = model.get_input_embeddings().weight.clone(), tokenizer("the river")["input_ids"]
-    ids = add_prompt(model, tokenizer, 5, 0)
+    tokenizer, ids = add_prompt(model, tokenizer, 5, 0)
     assert tokenizer("the river")["input_ids"] == ids + before
     assert len(tokenizer("the river " * 90, truncation=True, max_length=40)["input_ids"]) == 40
     assert tokenizer("a", "b")["input_ids"][:5] == ids and len(tokenizer("a", "b")["input_ids"]) == 7
@@ -71,5 +72,34 @@ def test_a_chat_template_begins_with_it(tiny_model: Callable[..., Path]) -> None
     model, tokenizer, _ = load_base(str(tiny_model("llama")), task, 0)
     row = {"where": "", "source": "the river", "target": "opens"}
     bare = task.encode([row], tokenizer)[0]
-    ids = add_prompt(model, tokenizer, 3, 0)
+    tokenizer, ids = add_prompt(model, tokenizer, 3, 0)
     assert task.encode([row], tokenizer)[0]["input_ids"] == ids + bare["input_ids"]
+
+
+@pytest.mark.parametrize("kind", ["BertTokenizer", "PreTrainedTokenizerFast"])
+def test_a_frame_stays_around_the_text_after_loading_again(kind: str, tiny_model: Callable[..., Path],
+                                                           tmp_path: Path) -> None:
+    """Transformers' BERT class frames anew when it is loaded: the prompt must survive that."""
+    import transformers
+
+    names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdef"]
+    special = dict(pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]", mask_token="[MASK]")
+    inner = Tokenizer(models.WordPiece({name: place for place, name in enumerate(names)}, unk_token="[UNK]"))
+    inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    inner.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+                                                         special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=inner, **special,
+                                                     model_input_names=["input_ids", "token_type_ids", "attention_mask"])
+    if kind == "BertTokenizer":
+        tokenizer.save_pretrained(tmp_path / "base")
+        tokenizer = transformers.BertTokenizer.from_pretrained(tmp_path / "base")
+    model, *_ = load_base(str(tiny_model("bert")), make("embed", {}, "r.yaml"), 0)
+    before = tokenizer("a b", "c d")
+    assert before["input_ids"] == [2, 5, 6, 3, 7, 8, 3] and before["token_type_ids"] == [0, 0, 0, 0, 1, 1, 1]
+    made, ids = add_prompt(model, tokenizer, 3, 0)
+    made.save_pretrained(tmp_path / "out")
+    for one in (made, transformers.AutoTokenizer.from_pretrained(tmp_path / "out")):
+        assert one("a b")["input_ids"] == [*ids, 2, 5, 6, 3]
+        pair = one("a b", "c d")
+        assert pair["input_ids"] == ids + before["input_ids"] and pair["token_type_ids"] == [0] * 3 + before["token_type_ids"]
+        assert one.convert_ids_to_tokens(ids) == ["<|prompt-0|>", "<|prompt-1|>", "<|prompt-2|>"]

@@ -14,12 +14,18 @@ from typing import Any
 
 import torch
 from tokenizers import AddedToken, processors
+from transformers import PreTrainedTokenizerFast
 
 from ..errors import SupremumError
+from ..text.windows import frame
 
 
-def add_prompt(model: Any, tokenizer: Any, count: int, seed: int) -> list[int]:
-    """Give both of them `count` prompt tokens, in place; returns their ids."""
+def add_prompt(model: Any, tokenizer: Any, count: int, seed: int) -> tuple[Any, list[int]]:
+    """(the tokenizer with `count` prompt tokens, their ids); the model has rows for them, in place.
+
+    The tokenizer comes back as Transformers' general fast class: the class of a family may put its own frame around a text
+    when it is loaded again, and what tokenizer.json says would be lost.
+    """
     if not getattr(tokenizer, "is_fast", False):
         raise SupremumError("way: prompt needs a tokenizer with a tokenizer.json.",
                             "Use another way, or convert the tokenizer.")
@@ -38,11 +44,37 @@ def add_prompt(model: Any, tokenizer: Any, count: int, seed: int) -> list[int]:
         weight_VD = model.get_input_embeddings().weight
         weight_VD[ids] = weight_VD[[ordinary[place] for place in drawn[:count]]]
     backend = tokenizer.backend_tokenizer
-    second = max(backend.encode("a", "b").type_ids)  # the type that the second text has
-    front = " ".join(names)
-    put = processors.TemplateProcessing(single=f"{front} $A", pair=f"{front} $A:0 $B:{second}",
-                                        special_tokens=list(zip(names, ids, strict=True)))
-    backend.post_processor = processors.Sequence([backend.post_processor, put]) if backend.post_processor else put
+    backend.post_processor = _template(tokenizer, names, ids)
+    special = {key: value for key, value in tokenizer.special_tokens_map.items() if isinstance(value, str)}
+    put = PreTrainedTokenizerFast(
+        tokenizer_object=backend, model_max_length=tokenizer.model_max_length, padding_side=tokenizer.padding_side,
+        model_input_names=tokenizer.model_input_names, clean_up_tokenization_spaces=False, **special)
     if tokenizer.chat_template:
-        tokenizer.chat_template = "".join(names) + tokenizer.chat_template
-    return ids
+        put.chat_template = "".join(names) + tokenizer.chat_template
+    return put, ids
+
+
+def _template(tokenizer: Any, names: list[str], ids: list[int]) -> Any:
+    """The post-processor that puts the prompt before the frame that the tokenizer has."""
+    before, after = frame(tokenizer)
+    old, front = tokenizer.backend_tokenizer.post_processor, " ".join(names)
+    if not before and not after:  # what adds no tokens may move offsets: it stays
+        put = processors.TemplateProcessing(single=f"{front} $A", pair=f"{front} $A $B:1",
+                                            special_tokens=list(zip(names, ids, strict=True)))
+        return processors.Sequence([old, put]) if old else put
+    first, second = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("a", "b"))
+    found = tokenizer("a", "b")
+    inner = found["input_ids"][len(before) + len(first):]
+    middle = inner[: next((place for place in range(len(inner)) if inner[place:place + len(second)] == second), 0)]
+    kinds = found.get("token_type_ids") or [0] * len(found["input_ids"])
+    two = kinds[-1 - len(after)]  # the type that the second text has
+    marks = [*names, *tokenizer.convert_ids_to_tokens([*before, *middle, *after])]
+    places = [*ids, *before, *middle, *after]
+
+    def words(part: list[int], kind: int) -> str:
+        return " ".join(f"{name}:{kind}" for name in tokenizer.convert_ids_to_tokens(part))
+
+    start = f"{front} {words(before, 0)} $A"
+    return processors.TemplateProcessing(
+        single=f"{start} {words(after, 0)}".split(), pair=f"{start} {words(middle, 0)} $B:{two} {words(after, two)}".split(),
+        special_tokens=list(dict(zip(marks, places, strict=True)).items()))

@@ -213,7 +213,9 @@ def tune(path: str | Path, data: str | Path, out: str | Path, *, changes: Sequen
     minutes, steps, loss = 0.0, 0, None
     trained, total = 0, counts(model)[1]
     if recipe.epochs != 0:
-        prompt = add_prompt(model, tokenizer, recipe.way.tokens, seed) if recipe.way.name == "prompt" else []
+        prompt: list[int] = []
+        if recipe.way.name == "prompt":
+            tokenizer, prompt = add_prompt(model, tokenizer, recipe.way.tokens, seed)
         with phase("tokens"):
             features = task.encode(train, tokenizer)
         collate, joint = task.collate(tokenizer), None
