@@ -27,7 +27,7 @@ demo: $(VENV)/.demo
 	@echo "        $(BIN)/supremum evaluate small --reference demo --tokens 4096"
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile $(ARGS)
 
 test-slow: $(VENV)/.test
 	$(BIN)/python -m pytest -m slow $(ARGS)

@@ -1,7 +1,7 @@
 """Our files, nearest rounding and the peers' files at equal bytes, scored by an external referee script.
 
     python bench/frontier.py REFERENCE CALIBRATION_TEXT TEST_TEXT --referee REFEREE.py [--tokens 24576] [--rows gguf int4 ...]
-                             [--peers DIR]
+                             [--peers DIR] [--dtype float32]
 
 REFERENCE: a Hugging Face folder. The referee is any script that takes REFERENCE CANDIDATE TEXT and prints one JSON document
 with kl_mean, kl_standard_error, perplexity_candidate and bytes. Each row is written by the product's own command path; the
@@ -98,7 +98,8 @@ class Table:
             linear: int | None = None) -> dict[str, float]:
         args = self.args
         done = subprocess.run([sys.executable, str(args.referee), str(args.reference), str(path), str(args.test),
-                               "--windows", str(args.windows)], capture_output=True, text=True, check=True)
+                               "--windows", str(args.windows), "--dtype", args.dtype],
+                              capture_output=True, text=True, check=True)
         found: dict[str, float] = json.loads(done.stdout)
         found["linear"] = linear or peers.linear(path)
         print(f"| {label} | {nbytes or found['bytes']} | {found['linear']:.0f} | {found['kl_mean']:.4f} | "
@@ -169,6 +170,8 @@ def main() -> None:
     parser.add_argument("--referee", type=Path, required=True)
     parser.add_argument("--tokens", type=int, default=24576)
     parser.add_argument("--windows", type=int, default=16)
+    parser.add_argument("--dtype", default="bfloat16", help="of the referee's forward passes: float32 is the faster "
+                        "where the processor has no bfloat16 units")
     parser.add_argument("--rows", nargs="+", default=ROWS)
     parser.add_argument("--peers", type=Path)
     args = parser.parse_args()

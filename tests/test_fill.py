@@ -96,16 +96,6 @@ def test_lossless_of_float32_names_the_remedy(tiny_model, tmp_path):
         store_without_loss(tiny_model("llama"), tmp_path / "out")
 
 
-def test_without_numba_the_remedy_is_named(monkeypatch):
-    from supremum.checkpoint import targets
-
-    targets.target.cache_clear()
-    monkeypatch.setitem(__import__("sys").modules, "supremum.checkpoint.write_archive", None)
-    with pytest.raises(SupremumError, match="archive needs") as refused:
-        targets.target("archive")
-    assert "supremum[archive]" in refused.value.remedy
-
-
 def test_killed_between_levels_it_resumes_to_the_same_bytes(tiny_model, text, tmp_path, monkeypatch):  # noqa: F811
     model = tiny_model("llama", "bfloat16")
     whole = run(model, text, tmp_path / "whole", Budget(bits=3.5)).folder

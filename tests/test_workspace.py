@@ -90,6 +90,7 @@ def test_killed_at_any_moment_leaves_whole_files_and_continues(tmp_path: Path) -
     ready, begun = os.pipe()
 
     def run() -> None:
+        torch.set_num_threads(1)  # a fork has none of its parent's threads: it would wait for them
         workspace = Workspace(folder, INPUTS)
         os.write(begun, b"!")
         for step in range(steps):

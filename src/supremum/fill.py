@@ -30,7 +30,7 @@ from .measure.streamed import streamed_quality
 from .planning import Reached
 from .progress import note, phase
 from .sizes import format_size
-from .solve.cancellation import DAMPING, Metric, one_thread
+from .solve.cancellation import DAMPING, Metric, one_thread, side_by_side
 from .solve.candidates import Matrix, read_matrix, save_matrices
 from .solve.final import solve_final
 from .solve.water import Outputs, Spread, Watered, water
@@ -163,7 +163,7 @@ def solve_level(gathered: Gathered, kind: ArchiveTarget, names: list[str], level
     workspace, theta = gathered.workspace, 2.0**level
     blocks = {name: block for block in gathered.stream.blocks for name in names if name.startswith(f"{block}.")}
     plan = dict.fromkeys(names, "lattice")
-    rounding = _Water(gathered, blocks, theta)
+    rounding = _Water(gathered, theta)
     files = {name: f"{folder}/{name}.safetensors" for name in names if name not in blocks}
     jobs: dict[str, Callable[[], Mapping[str, Matrix]]] = {file: partial(_solve_table, gathered, name, theta)
                                                            for name, file in files.items()}
@@ -205,10 +205,9 @@ def solve_level(gathered: Gathered, kind: ArchiveTarget, names: list[str], level
 
 @dataclass(frozen=True)
 class _Water:
-    """`solve.final.Rounding` to one water level. blocks: tensor name -> its block."""
+    """`solve.final.Rounding` to one water level."""
 
     gathered: Gathered
-    blocks: Mapping[str, str]
     level: float
 
     def solve(self, weights: Mapping[str, Tensor], moment_II: Tensor, plan: Mapping[str, str]) -> dict[str, Watered]:
@@ -218,14 +217,10 @@ class _Water:
         rows = spread.row_O.split([len(weight_OI) for weight_OI in weights.values()])
 
         def one(name: str, row_O: Tensor) -> Watered:
-            block = self.blocks[name]
-            fisher = self.gathered.fisher(block, name.removeprefix(f"{block}.").removesuffix(".weight"))
-            outputs = Outputs.of(fisher, OUTPUT_DAMPING)
+            outputs = Outputs.of(self.gathered.fisher_of(name), OUTPUT_DAMPING)
             return water(weights[name], metric, outputs, self.level, Spread(row_O, spread.column_I))
 
-        workers = torch.get_num_threads()
-        with one_thread(), ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            return dict(zip(weights, pool.map(one, weights, rows), strict=True))
+        return dict(zip(weights, side_by_side(one, weights, rows), strict=True))
 
     def read(self, tensors: dict[str, Tensor], codec: str, shape_OI: tuple[int, int]) -> Lattice:
         return Lattice(tensors["integers_OI"], Frame(*(tensors[field] for field in FRAME)))

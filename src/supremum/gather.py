@@ -65,6 +65,11 @@ class Gathered:
         found, share = (self.block_fisher(block, key)[key] for key in (f"B|{layer}", f"r|{layer}"))
         return shrunk(found, float(share) / sum(call.block == block for call in self.calls))
 
+    def fisher_of(self, name: str) -> Tensor:
+        """The same by the tensor's name."""
+        block = next(block for block in self.stream.blocks if name.startswith(f"{block}."))
+        return self.fisher(block, name.removeprefix(f"{block}.").removesuffix(".weight"))
+
     def block_fisher(self, block: str, prefix: str) -> dict[str, Tensor]:
         """Fisher files' entries of one block that start with `prefix`, summed over its calls."""
         total: dict[str, Tensor] = {}

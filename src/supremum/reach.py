@@ -21,7 +21,7 @@ from .measure.streamed import streamed_quality
 from .planning import plan_of, spend
 from .progress import note
 from .solve.candidates import Candidates, load_coded
-from .solve.final import solve_final
+from .solve.final import Grids, solve_final
 from .swaps import swap
 
 RATIOS = (0.9, 1.0, 1.15)  # of the budget's bytes: the frontier points whose true KL is measured before the plan is made
@@ -112,7 +112,7 @@ def _candidate(candidates: Candidates, plan: Mapping[str, str], name: str) -> Co
 def _solve(gathered: Gathered, plan: Mapping[str, str], candidates: Candidates, folder: str) -> LazyCoded:
     tables = {name: candidates.get(name, plan[name]) for name in gathered.stream.tables() if name in plan}
     files = solve_final(gathered.stream, gathered.windows, gathered.workspace, plan, gathered.weight, gathered.shapes,
-                        folder, tables)
+                        folder, tables, Grids(gathered.fisher_of))
 
     def load(name: str) -> Coded:
         if name in tables:

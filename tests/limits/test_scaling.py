@@ -25,6 +25,7 @@ from supremum.limits.scaling import fit_runs
 from supremum.limits.scaling_page import render_scaling
 from supremum.limits.statistical import LAWS, TRENDS, published, published_law
 from supremum.report.html import scaling_page
+from supremum.report.scaling import trend
 
 TRUE = Law(1.8, 400.0, 600.0, 0.34, 0.30, repeats=math.inf, excess=math.inf, gamma=2.6745, shift=0.3037)
 SIZES, LENGTHS = np.geomspace(1e6, 1e8, 4), np.geomspace(2e7, 2e9, 4)
@@ -249,3 +250,14 @@ def test_a_name_that_is_not_there(tmp_path: Path) -> None:
     path = write(ladder(), tmp_path / "runs.jsonl")
     result = CliRunner().invoke(app, ["limit", "--scaling", str(path), "--held-out", "none"])
     assert result.exit_code == 1 and "no run named 'none'" in result.stderr
+
+
+def test_a_trend_is_drawn_as_what_its_factor_leaves_with_its_interval() -> None:
+    """A factor of 4 a year leaves 1/4 after a year and 1/64 after three; the interval's ends enclose it."""
+    row = {"what": "price <b>", "source": "Someone, a journal", "date": "2025-11", "factor_a_year": 4.0,
+           "factor_interval": [2, 8]}
+    slow, fast, middle = trend(row)["data"]
+    assert [middle["y"][middle["x"].index(year)] for year in (0, 1, 3)] == pytest.approx([1, 1 / 4, 1 / 64])
+    assert all(f <= m <= s for f, m, s in zip(fast["y"], middle["y"], slow["y"], strict=True)) and fast["fill"] == "tonexty"
+    assert "Someone" in middle["name"] and "<b>" not in json.dumps(trend(row))
+    assert len(trend(row | {"factor_interval": None})["data"]) == 1

@@ -12,6 +12,8 @@ from supremum.errors import SupremumError
 from supremum.measure import metrics
 from supremum.measure.metrics import (
     answers,
+    bleu_of,
+    bleu_parts,
     calibration_error,
     classification,
     clustering,
@@ -132,3 +134,12 @@ def test_lists_of_different_lengths_are_refused(score):
     with pytest.raises(ValueError, match="nothing to score"):
         score([], [])
     assert metrics.BINS == 15
+
+
+def test_sums_of_bleus_parts_are_sacrebleus_corpus_score_of_those_rows() -> None:
+    references = [["the dog runs home .", "a dog runs ."], ["red house"], ["ein Hund läuft , und bellt"], ["so"]]
+    said = ["the dog runs there .", "red", "ein Hund bellt , und läuft", "no"]
+    parts = bleu_parts(references, said)
+    for rows in (slice(None), slice(0, 1), slice(1, 3), [2, 2, 0]):
+        chosen = [references[n] for n in np.arange(4)[rows]], [said[n] for n in np.arange(4)[rows]]
+        assert bleu_of(parts[rows]) == pytest.approx(translation(*chosen)["bleu"], abs=1e-9)

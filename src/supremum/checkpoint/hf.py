@@ -116,11 +116,8 @@ def _quantised(method: object, plain: SafetensorsStore, settings: dict[str, Any]
 
         return Int8Store(plain, settings, path)
     if method == METHOD:
-        try:
-            from .archive import ArchiveStore
-        except ImportError as error:
-            raise CheckpointError(f"{path.parent}: is an archive, and {error.name} is not installed.",
-                                  "pip install 'supremum[archive]'") from error
+        from .archive import ArchiveStore
+
         return ArchiveStore(plain, settings, path)
     raise CheckpointError(f"{path}: the weights are quantised already ({str(method)[:40]}).", "Use the original model.")
 

@@ -98,10 +98,8 @@ def _gptq() -> Target:
 
 
 def _archive() -> Target:
-    try:
-        from .write_archive import ArchiveTarget
-    except ImportError as error:
-        raise SupremumError(f"The target archive needs {error.name}.", "pip install 'supremum[archive]'") from error
+    from .write_archive import ArchiveTarget
+
     return ArchiveTarget()  # type: ignore[return-value]
 
 

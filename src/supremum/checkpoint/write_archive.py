@@ -50,7 +50,7 @@ class ArchiveTarget:
         """Transformers, with Supremum's decoder."""
         loader = auto_class(architecture)
         return f"""```python
-# pip install 'supremum[archive]'
+# pip install supremum
 import supremum  # lets Transformers open archives
 from transformers import AutoTokenizer, {loader}
 model = {loader}.from_pretrained("{file}")

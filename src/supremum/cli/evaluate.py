@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -18,6 +19,7 @@ HARNESS = "harness:"  # before a task's name in lm-evaluation-harness
     supremum evaluate small --reference demo --cache q8_0,q4_0 --tokens 4096
     supremum evaluate small --reference demo --text held-out.txt --details --perturb typos
     supremum evaluate small --reference demo --tasks piqa.jsonl --samples 300
+    supremum evaluate small --reference demo --text held-out.txt --explain 3 --page small.html
 """)
 def evaluate(
     model: Model,
@@ -41,6 +43,11 @@ def evaluate(
     details: Annotated[bool, typer.Option(
         "--details", help="Show where the loss lies: by frequency, place and kind of token, and the tokens that changed most "
                           "(always in --json).")] = False,
+    explain: Annotated[int, typer.Option(
+        "--explain", metavar="N", min=0, max=20, help="Explain the N answers of each text that changed most: what each token "
+                                                      "adds, and where both models look. Needs --reference.")] = 0,
+    page: Annotated[Path | None, typer.Option(
+        "--page", metavar="FILE", help="Write everything, charts too, as one .html file that loads nothing.")] = None,
     seed: Seed = 0,
     dtype: Dtype = Precision.auto,
     as_json: Json = False,
@@ -55,6 +62,12 @@ def evaluate(
     """
     if tokens < length:
         raise typer.BadParameter(f"--tokens {tokens} is less than one window (--length {length})")
+
+    if page is not None and (cache or page.suffix.lower() not in (".html", ".htm") or not page.absolute().parent.is_dir()):
+        raise typer.BadParameter("--page has no form for --cache" if cache else
+                                 f"--page {page}: give a file that ends in .html, in a folder that exists")
+    if explain and tasks and not text:
+        raise typer.BadParameter("--explain reads texts; name one with --text")
 
     from dataclasses import asdict
 
@@ -84,7 +97,7 @@ def evaluate(
     cases = tasks_from(own, samples=samples, seed=seed, disturb=disturb)  # a bad file is found before the long work
     if text or not tasks:
         texts = evaluate_texts(model, reference, texts=text, tokens=tokens, length=length, seed=seed, dtype=precision,
-                               disturb=disturb)
+                               disturb=disturb, explained=explain)
         document |= {"quality": asdict(texts[0].quality)} if len(texts) == 1 else {}
         document["texts"] = [asdict(one) for one in texts]
         tables += [table for one in texts for table in render_text(one, slices=details)]
@@ -95,4 +108,10 @@ def evaluate(
     if theirs:
         document["harness"] = evaluate_harness(model, reference, theirs, samples=samples, dtype=precision)
         tables.append(render_harness(document["harness"]))
+    if page is not None:
+        from ..report.evaluation import write_evaluation
+
+        write_evaluation(document, page)
+        document["page"] = str(page)
+        tables.append(f"Page: {page}")
     return document, lambda: Console().print(*tables)

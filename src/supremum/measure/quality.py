@@ -18,6 +18,7 @@ from .answers import Answers, score
 from .cache import KIVI, CacheQuality, cache_bytes, evaluate_cache
 from .details import Details, details
 from .encoders import EncoderQuality, compare_pooled, pooled
+from .explain import Explained, explain
 from .perturb import perturbed_windows
 from .scores import Quality, TokenScores, summarise
 
@@ -25,12 +26,13 @@ from .scores import Quality, TokenScores, summarise
 @dataclass(frozen=True)
 class TextQuality:
     """Quality on one text; `details` as in details.py (None for models that predict no tokens); `perturbed`: the same of
-    the text with typos and so on, by name."""
+    the text with typos and so on, by name; `explained` as in explain.py, where it was asked for."""
 
     text: str | None
     quality: Quality | EncoderQuality
     details: Details | None = None
     perturbed: dict[str, TextQuality] = field(default_factory=dict)
+    explained: list[Explained] = field(default_factory=list)
 
 
 def evaluate(checkpoint: Any, reference: Any | None, windows: Tensor, *,
@@ -77,11 +79,15 @@ def _score(model: Any, original: Any | None, windows: Tensor, label: str, *, top
 
 def evaluate_texts(model: str | Path, reference: str | Path | None = None, *, texts: Sequence[str | Path] | None = None,
                    tokens: int = 16384, length: int = 1024, dtype: torch.dtype | str = torch.float32, seed: int = 0,
-                   disturb: Sequence[str] = ()) -> list[TextQuality]:
+                   disturb: Sequence[str] = (), explained: int = 0) -> list[TextQuality]:
     """`supremum evaluate`: every text by itself, `tokens` of each, with details; without texts what the reference writes.
 
-    disturb: names of `perturb.KINDS` under which each text is scored once more.
+    disturb: names of `perturb.KINDS` under which each text is scored once more. explained: pieces of each text whose changed
+    answer is explained.
     """
+    if explained and reference is None:
+        raise SupremumError("--explain shows why an answer changed; there is nothing that it changed from.",
+                            "Name the original with --reference.")
     candidate, original, kind = _opened(model, reference, dtype)
     sources: list[str | None] = [str(text) for text in texts] if texts else [None]
     cut = [_windows(original or candidate, [source] if source else None, tokens, length, seed) for source in sources]
@@ -91,22 +97,27 @@ def evaluate_texts(model: str | Path, reference: str | Path | None = None, *, te
     for source, windows in zip(sources, cut, strict=True):
         _check(windows)
         if objective(type(one).__name__) == "none":
+            if explained:
+                raise SupremumError(f"A {type(one).__name__} predicts no tokens whose change could be explained.",
+                                    "Leave out --explain.")
             report.append(TextQuality(source, _evaluate_encoder(one, other, windows)))
             continue
         label = f"evaluate {Path(source).name}" if source else "evaluate"
         perturbed = {name: _detailed(one, other, perturbed_windows(tokenizer, windows, name, seed), tokenizer, source,
                                      f"{label}, {name}", seed) for name in disturb}
-        found = _detailed(one, other, windows, tokenizer, source, label, seed)
+        found = _detailed(one, other, windows, tokenizer, source, label, seed, explained)
         report.append(replace(found, perturbed=perturbed))
     return report
 
 
 def _detailed(model: Any, original: Any | None, windows: Tensor, tokenizer: Any, source: str | None, label: str,
-              seed: int) -> TextQuality:
+              seed: int, explained: int = 0) -> TextQuality:
     kind = objective(type(model).__name__)
     scores = _score(model, original, windows, label, tops=True)
     return TextQuality(source, summarise(scores, objective=kind),
-                       details(scores, windows[:, 1:] if kind == "next" else windows, tokenizer, seed=seed))
+                       details(scores, windows[:, 1:] if kind == "next" else windows, tokenizer, seed=seed),
+                       explained=explain(model, original, windows, scores, tokenizer, texts=explained, shift=kind == "next")
+                       if explained else [])
 
 
 def _opened(model: str | Path, reference: str | Path | None, dtype: torch.dtype | str) -> tuple[Any, Any | None, torch.dtype]:

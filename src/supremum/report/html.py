@@ -55,6 +55,13 @@ def scaling_page(document: dict[str, Any]) -> str:
     return _render("scaling.html", scaling_figures(document), d=document, **WORDS)
 
 
+def evaluation_page(document: dict[str, Any]) -> str:
+    """The page of `supremum evaluate`."""
+    from .evaluation import WORDS, evaluation_figures, view
+
+    return _render("evaluation.html", evaluation_figures(document), d=view(document), **WORDS)
+
+
 def _render(template: str, figures: Mapping[str, Mapping[str, Figure]], **values: Any) -> str:
     """A template with what every page holds: style, scripts, figures, and the policy that allows no others."""
     plotly, script = get_plotlyjs(), _asset("script.js")
@@ -126,4 +133,4 @@ def _hash(script: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
 
 
-__all__ = ["frontier_page", "page", "scaling_page", "script_json"]
+__all__ = ["evaluation_page", "frontier_page", "page", "scaling_page", "script_json"]

@@ -12,6 +12,7 @@ from ..workspace import write_atomic
 from .theme import GRID, Figure, layout
 
 LEGEND = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}
+YEARS = 3  # that a trend is drawn beyond its source
 LOSS = {"title": {"text": "loss, nats a token"}, **GRID}
 
 
@@ -25,6 +26,7 @@ def write_scaling(document: dict[str, Any], path: Path) -> None:
 def scaling_figures(document: dict[str, Any]) -> dict[str, dict[str, Figure]]:
     """{chart: {view: figure}}, as in `charts`."""
     found = {"runs": {"params": by_params(document)}, "draws": {"draws": exponents(document)}}
+    found["trends"] = {row["what"]: trend(row) for row in document["trends"]}
     found["frontier"] = {"frontier": by_compute(document)} if document["frontier"] else {}
     return found
 
@@ -77,6 +79,27 @@ def by_compute(document: dict[str, Any]) -> Figure:
                                       "loss %{y:.4~g}<extra></extra>"})
     return {"data": data, "layout": layout(xaxis={"title": {"text": "FLOP of training"}, "type": "log", **GRID},
                                            yaxis=LOSS, legend=LEGEND, hovermode="closest")}
+
+
+def trend(row: dict[str, Any]) -> Figure:
+    """What is still needed in the years after the source, if its trend went on: factor^-years, with its interval."""
+    years = [step / 4 for step in range(4 * YEARS + 1)]
+    line = {"type": "scatter", "mode": "lines", "x": years}
+    edge = {**line, "line": {"width": 0}, "hoverinfo": "skip"}
+    said = html.escape(f"{row['source'].split(',')[0]}, {row['date']}", quote=False)
+    data: list[Figure] = []
+    if row["factor_interval"]:
+        slow, fast = row["factor_interval"]
+        data += [{**edge, "y": [slow**-year for year in years], "showlegend": False},
+                 {**edge, "y": [fast**-year for year in years], "fill": "tonexty", "fillcolor": "var(--impossible)",
+                  "name": "the source's interval"}]
+    data.append({**line, "y": [row["factor_a_year"] ** -year for year in years],
+                 "line": {"color": "var(--predicted)", "dash": "dot"}, "name": said,
+                 "hovertemplate": "after %{x:.2f} years<br>%{y:.3~g} of it<extra></extra>"})
+    return {"data": data, "layout": layout(
+        xaxis={"title": {"text": f"years after {row['date']}, if it went on"}, **GRID},
+        yaxis={"title": {"text": "share still needed"}, "type": "log", "dtick": 1, "exponentformat": "power", **GRID},
+        legend=LEGEND, hovermode="closest", height=380)}
 
 
 def exponents(document: dict[str, Any]) -> Figure:

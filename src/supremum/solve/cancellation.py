@@ -16,9 +16,11 @@ matrix product.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
+from typing import Any, TypeVar
 
 import torch
 from scipy.linalg.lapack import dtrtri
@@ -27,6 +29,7 @@ from torch import Tensor
 from ..codecs import Codec, Coded, Grid, decode_grid
 from .scales import nearest_levels, refit, search, uniform_levels
 
+Result = TypeVar("Result")
 BLOCK = 64
 DAMPING = 0.1  # share of diag(S) added to S: less fits the calibration text and not the next (bench/ridge.py)
 FLOOR = 1e-6  # share of mean(diag S) added besides, so that what was hardly ever seen can be factored
@@ -109,6 +112,13 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
+def side_by_side(solve: Callable[..., Result], *arguments: Iterable[Any]) -> list[Result]:
+    """`map` with each call on a core of its own: for work that holds no lock and gains nothing from further threads."""
+    workers = torch.get_num_threads()
+    with one_thread(), ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        return list(pool.map(solve, *arguments))
+
+
 def _solve_stacked(targets: Mapping[str, Tensor], target_OI: Tensor, metric: Metric, codec: Codec, feedback: bool,
                    refits: int) -> dict[str, Coded]:
     grid = search(target_OI, metric.moment_II.diagonal(), codec)
@@ -121,7 +131,7 @@ def _solve_stacked(targets: Mapping[str, Tensor], target_OI: Tensor, metric: Met
         codes_OI, found_O = _cancel(target_OI, metric, grid, codec)
         better_O = found_O < loss_O
         loss_O = torch.where(better_O, found_O, loss_O)
-        best = torch.where(better_O[:, None], codes_OI, best[0]), _pick(better_O, grid, best[1])
+        best = torch.where(better_O[:, None], codes_OI, best[0]), pick_rows(better_O, grid, best[1])
     coded, start = {}, 0
     for name, target in targets.items():
         rows = slice(start, start + target.shape[0])
@@ -137,7 +147,7 @@ def _loss(target_OI: Tensor, codes_OI: Tensor, grid: Grid, codec: Codec, metric:
     return torch.linalg.vecdot(change_OI @ metric.moment_II, change_OI)
 
 
-def _pick(first_O: Tensor, first: Grid, second: Grid) -> Grid:
+def pick_rows(first_O: Tensor, first: Grid, second: Grid) -> Grid:
     def pick(a: Tensor, b: Tensor) -> Tensor:
         return torch.where(first_O.view(-1, *[1] * (a.ndim - 1)), a, b)
 

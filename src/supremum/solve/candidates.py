@@ -6,17 +6,15 @@ One file a block holds them as they would be written; `Candidates` reads them ba
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from .. import codecs
 from ..codecs import Coded
 from ..progress import track
 from ..workspace import Workspace
-from .cancellation import Metric, nearest, one_thread, solve_together
+from .cancellation import Metric, nearest, side_by_side, solve_together
 
 Oriented = Callable[[str], Tensor]  # tensor name -> weight (O, I), float32
 
@@ -70,9 +68,7 @@ class Candidates:
             weights = {name: self.weight(name) for name in names}
             tasks += [({name: weights[name] for name in names if codec in self.menu.get(name, [])}, metric, codec)
                       for codec in wanted]
-        workers = torch.get_num_threads()  # one core each; results do not depend on their number
-        with one_thread(), ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            results = list(pool.map(lambda task: solve_together(task[0], task[1], codecs.get(task[2]), refits=0), tasks))
+        results = side_by_side(lambda task: solve_together(task[0], task[1], codecs.get(task[2]), refits=0), tasks)
         solved = {f"{name}|{codec}": coded for (_, _, codec), result in zip(tasks, results, strict=True)
                   for name, coded in result.items()}
         save_matrices(self.workspace, file, solved)

@@ -7,13 +7,14 @@ nearest to
 
 (Lambda is added to both moments, so that W* = W where nothing has drifted). The means over tokens weigh each by what an
 error there does to the answers, w_t = |g_t| (stats/fisher.py). A layer that writes into the residual stream
-also mends the error that the stream already holds (residual.py). Within a block the layers are solved in the order in which
+also mends the error that the stream already holds (residual.py). What cancellation found is then improved weight by weight,
+rows together (descent.py). Within a block the layers are solved in the order in which
 they run, so the second sees the first's error too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -27,8 +28,9 @@ from ..stats.fisher import fisher_file
 from ..stats.streaming import BlockStream, Call, linears, set_weight
 from ..stats.sweep import accumulate, batches, hidden_file, moments, run_block
 from ..workspace import Workspace
-from .cancellation import DAMPING, Metric, damped, solve_together
+from .cancellation import DAMPING, Metric, damped, side_by_side, solve_together
 from .candidates import Matrix, Oriented, read_matrix, save_matrices
+from .descent import descend
 from .residual import writers
 from .walk import Seen, Walk
 
@@ -46,8 +48,13 @@ class Rounding(Protocol):
         """The matrix whose tensors these are."""
 
 
+@dataclass(frozen=True)
 class Grids:
-    """The codecs' own grids: those of the same codec together."""
+    """The codecs' own grids: those of the same codec together, then each matrix by itself in its output Fisher's metric.
+
+    fisher: tensor name -> B (O, O) or its diagonal; without it the rows stay as cancellation left them."""
+
+    fisher: Callable[[str], Tensor] | None = None
 
     def solve(self, weights: Mapping[str, Tensor], moment_II: Tensor, plan: Mapping[str, str]) -> Mapping[str, Coded]:
         metric = Metric.of(moment_II, damping=DAMPING)
@@ -55,18 +62,21 @@ class Grids:
         for codec in sorted({plan[tensor] for tensor in weights}):
             together = {tensor: w for tensor, w in weights.items() if plan[tensor] == codec}
             solved |= solve_together(together, metric, codecs.get(codec), refits=REFITS)
+        if (fisher := self.fisher) is not None:
+            def better(tensor: str) -> Coded:
+                return descend(solved[tensor], weights[tensor], metric.moment_II, fisher(tensor))
+
+            solved = dict(zip(weights, side_by_side(better, weights), strict=True))
         return solved
 
     def read(self, tensors: dict[str, Tensor], codec: str, shape_OI: tuple[int, int]) -> Coded:
         return Coded(codecs.get(codec), tensors, shape_OI)
 
 
-GRIDS = Grids()
-
 
 def solve_final(stream: BlockStream, windows_NT: Tensor, workspace: Workspace, plan: Mapping[str, str], weight: Oriented,
                 shapes: Mapping[str, tuple[int, int]], folder: str, tables: Mapping[str, Matrix],
-                rounding: Rounding = GRIDS) -> dict[str, str]:
+                rounding: Rounding = Grids()) -> dict[str, str]:
     """Solve all of `plan` (tensor name -> codec name) and return the file that holds each tensor, for `read_matrix`.
 
     `tables`: embedding and head, solved already; their error reaches the blocks. `sweep` and `fisher` must have run. Files:

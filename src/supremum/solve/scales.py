@@ -39,11 +39,18 @@ def uniform_levels(codec: Codec) -> tuple[int, int] | None:
 
 
 @cache
-def _nearest_table(codec: Codec) -> Tensor:
-    """Nearest level in each half-unit from the lowest to the highest: levels are whole, so midpoints are multiples of 1/2."""
+def code_table(codec: Codec) -> Tensor:
+    """Code of the nearest level, uint8, in each half unit from the lowest to the highest: levels are whole, so midpoints are
+    multiples of 1/2."""
     assert torch.equal(codec.levels, codec.levels.round())
     centre = torch.arange(float(codec.levels[0]) + 0.25, float(codec.levels[-1]) + 0.5, 0.5)
-    return codec.levels[torch.searchsorted((codec.levels[1:] + codec.levels[:-1]) / 2, centre)]
+    return torch.searchsorted((codec.levels[1:] + codec.levels[:-1]) / 2, centre).to(torch.uint8)
+
+
+@cache
+def _nearest_table(codec: Codec) -> Tensor:
+    """The nearest level itself."""
+    return codec.levels[code_table(codec).long()]
 
 
 def nearest_levels(value: Tensor, codec: Codec) -> Tensor:

@@ -21,7 +21,7 @@ from ..checkpoint.architecture import objective
 from ..errors import SupremumError
 from ..progress import phase
 from .decode import Decoder, cache_bytes
-from .windows import check_budget, check_context, frame
+from .windows import check_budget, check_context, check_one_text, frame
 
 BLOCK = 256  # vocabulary entries that are summed together before the cumulative sums
 ELEMENTS = 1 << 23  # logits in float32 at one time: 32 MiB
@@ -39,6 +39,7 @@ def self_generated(checkpoint: Any, *, tokens: int, length: int, seed: int, batc
     with the same number of threads; elsewhere sums round differently, so callers keep the result.
     Raises SupremumError for models that write no text, and for windows longer than the context.
     """
+    check_one_text(checkpoint)
     check_writes(checkpoint)
     count = check_budget(tokens, length)
     check_context(checkpoint, length)

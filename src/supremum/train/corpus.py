@@ -7,7 +7,7 @@ of `length` runs over ends, which the model sees as tokens; separate, a chunk ho
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +25,7 @@ END = "<|end|>"
 _ENCODER = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
 _T5 = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
 SENTINELS = 100
+MADE = ("characters", "bpe", "wordpiece")
 
 
 @dataclass(frozen=True)
@@ -109,8 +110,13 @@ def _room(tokenizer: Any, length: int, objective: str) -> tuple[tuple[list[int],
 
 def make_tokenizer(recipe: TokenizerRecipe, sources: Sequence[Path], objective: str, length: int) -> Any:
     """Loaded, or trained on the text."""
-    if recipe.name in ("characters", "bpe", "wordpiece"):
-        return _train(recipe, sources, objective, length)
+    if recipe.name in MADE:
+        return trained(recipe, _pieces(sources), objective, length, SENTINELS if objective == "span" else 0)
+    return loaded(recipe)
+
+
+def loaded(recipe: TokenizerRecipe) -> Any:
+    """The tokenizer of a folder or hub id."""
     if recipe.name in ("character", "char", "unigram", "word-piece"):
         raise SupremumError(f"tokenizer: {recipe.name} is not made here.", "Use characters, bpe or wordpiece.")
     try:
@@ -126,13 +132,12 @@ def make_tokenizer(recipe: TokenizerRecipe, sources: Sequence[Path], objective: 
     return tokenizer
 
 
-def _train(recipe: TokenizerRecipe, sources: Sequence[Path], objective: str, length: int) -> Any:
+def trained(recipe: TokenizerRecipe, text: Iterable[str], objective: str, length: int, marks: int = 0) -> Any:
+    """A tokenizer made of the text, with `marks` sentinels; for an encoder-decoder ("span") it ends a text with </s>."""
     special = _ENCODER if objective in ("masked", "replaced") else _T5 if objective == "span" \
         else {"eos_token": END, "bos_token": END, "pad_token": END}
-    marks = SENTINELS if objective == "span" else 0
     names = [*dict.fromkeys(special.values()), *(f"<extra_id_{i}>" for i in range(marks))]
     unknown = special.get("unk_token")
-    text = _pieces(sources)
     if recipe.name == "characters":
         known = sorted({character for piece in text for character in piece})
         inner = Tokenizer(models.WordLevel({name: i for i, name in enumerate([*names, *known])}, unk_token=unknown or END))
@@ -156,6 +161,10 @@ def _train(recipe: TokenizerRecipe, sources: Sequence[Path], objective: str, len
         inner.post_processor = processors.TemplateProcessing(
             single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]",
             special_tokens=[(name, inner.token_to_id(name)) for name in ("[CLS]", "[SEP]")])
+    elif objective == "span":
+        end = special["eos_token"]
+        inner.post_processor = processors.TemplateProcessing(
+            single=f"$A {end}", pair=f"$A {end} $B {end}", special_tokens=[(end, inner.token_to_id(end))])
     return PreTrainedTokenizerFast(tokenizer_object=inner, model_max_length=length, clean_up_tokenization_spaces=False,
                                    **special)
 

@@ -5,6 +5,7 @@ The table gives each family's names for six sizes; everything else is the family
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -28,6 +29,9 @@ FAMILIES: dict[str, tuple[str, tuple[str, ...]]] = {
     "albert": ("AutoModelForMaskedLM", _BERT),
     "electra": ("AutoModelForPreTraining", _BERT),
     "t5": ("AutoModelForSeq2SeqLM", ("num_layers num_decoder_layers", "d_model", "num_heads", "d_ff", "", "dropout_rate")),
+    "marian": ("AutoModelForSeq2SeqLM", (
+        "encoder_layers decoder_layers", "d_model", "encoder_attention_heads decoder_attention_heads",
+        "encoder_ffn_dim decoder_ffn_dim", "max_position_embeddings", "dropout")),
 }
 OBJECTIVES = {"AutoModelForCausalLM": ("causal",), "AutoModelForMaskedLM": ("masked",),
               "AutoModelForPreTraining": ("replaced",), "AutoModelForSeq2SeqLM": ("span",)}
@@ -35,7 +39,7 @@ OBJECTIVES = {"AutoModelForCausalLM": ("causal",), "AutoModelForMaskedLM": ("mas
 
 @dataclass(frozen=True)
 class Model:
-    family: Literal["gpt2", "llama", "bert", "roberta", "albert", "electra", "t5"]
+    family: Literal["gpt2", "llama", "bert", "roberta", "albert", "electra", "t5", "marian"]
     layers: int = limits(4, least=1, most=1000)
     width: int = limits(256, least=1)
     heads: int = limits(4, least=1)
@@ -49,9 +53,10 @@ def objective_of(family: str) -> str:
     return OBJECTIVES[FAMILIES[family][0]][0]
 
 
-def build(recipe: Model, tokenizer: Any) -> Any:
-    """The model, with random weights from torch's generator."""
-    auto, names = FAMILIES[recipe.family]
+def build(recipe: Model, tokenizer: Any, auto: str | None = None, more: Mapping[str, Any] | None = None) -> Any:
+    """The model, with random weights from torch's generator; `auto`: another head than the family's own, `more`: what that
+    head takes from the config."""
+    own, names = FAMILIES[recipe.family]
     if recipe.width % recipe.heads:
         raise SupremumError(f"model: a width of {recipe.width} does not divide into {recipe.heads} heads.",
                             "Change model.width or model.heads.")
@@ -69,6 +74,9 @@ def build(recipe: Model, tokenizer: Any) -> Any:
         settings["embedding_size"] = recipe.width
     if recipe.family == "t5":
         settings |= {"d_kv": recipe.width // recipe.heads, "decoder_start_token_id": tokenizer.pad_token_id}
+    if recipe.family == "marian":  # a table of 1/sqrt(width) is an input of 1 and a head whose logits begin near 1
+        settings |= {"decoder_start_token_id": tokenizer.pad_token_id, "init_std": recipe.width**-0.5,
+                     "scale_embedding": True, "forced_eos_token_id": None, "activation_function": "relu"}
     if recipe.family == "llama":
         settings["tie_word_embeddings"] = True
     known = AutoConfig.for_model(recipe.family).to_dict()
@@ -77,8 +85,8 @@ def build(recipe: Model, tokenizer: Any) -> Any:
             raise SupremumError(f"model.options.{name}: is no setting of {recipe.family}.",
                                 f"They are listed under {recipe.family} in Transformers' documentation.")
     try:
-        config = AutoConfig.for_model(recipe.family, **(settings | recipe.options))
-        return getattr(transformers, auto).from_config(config)
+        config = AutoConfig.for_model(recipe.family, **(settings | recipe.options | dict(more or {})))
+        return getattr(transformers, auto or own).from_config(config)
     except (ValueError, TypeError, RuntimeError, ZeroDivisionError) as error:
         raise SupremumError(f"model: {recipe.family} cannot be built of these sizes ({str(error).splitlines()[0]}).",
                             "Change the sizes or the options.") from error

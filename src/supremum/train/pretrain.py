@@ -185,6 +185,7 @@ def _write(fitted: Fitted, tokenizer: Any, document: dict[str, Any], folder: Pat
             weights = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
         model.config.use_cache = True
         model.config.architectures = [type(model).__name__.removeprefix("FSDP")]
+        model._keys_to_ignore_on_save = None  # computed tables of places, too: a folder is whole without its class's code
         model.save_pretrained(staging, state_dict=weights)
         tokenizer.save_pretrained(staging)
         write_atomic(staging / FILE, json.dumps(document, indent=1).encode())

@@ -122,11 +122,14 @@ def tune_several(path: str | Path, data: str | Path, out: str | Path, *, changes
     if recipe.way.name in ("adalora", "prompt"):
         raise SupremumError(f"{path}: way: {recipe.way.name} is for one task alone.",
                             "Use full, frozen, gradual, lora or ia3.")
+    if not isinstance(recipe.model, str):
+        raise SupremumError(f"{path}: model: several tasks need a base, not a model from scratch.", "Name a model.")
+    base = recipe.model
     tasks = {name: make(part.task.name, settings_of(part.task), f"{path}: tasks.{name}")
              for name, part in recipe.tasks.items()}
     with phase("read rows"):
         rows = {name: splits(task, recipe.alone(name), folder) for name, task in tasks.items()}
-    loaded = {name: load_base(recipe.model, task, recipe.seed) for name, task in tasks.items()}
+    loaded = {name: load_base(base, task, recipe.seed) for name, task in tasks.items()}
     models, tokenizer = [model for model, *_ in loaded.values()], loaded[names[0]][1]
     inputs = {"supremum": __version__, "recipe": plain(recipe), "model": loaded[names[0]][2],
               "rows": {name: len(found[0]) for name, found in rows.items()}}
@@ -159,7 +162,7 @@ def tune_several(path: str | Path, data: str | Path, out: str | Path, *, changes
             said = task.predict(model.eval(), tokenizer, test, recipe.score_batch)
             lines = table(task, train, test, said, None, recipe.seed, valid if recipe.lstm else None)
             held = task.score(task.truth(valid), task.predict(model, tokenizer, valid, recipe.score_batch))
-        done[name] = Tuned(recipe=str(path), task=task.name, metric=task.metric, model=recipe.model, way=recipe.way.name,
+        done[name] = Tuned(recipe=str(path), task=task.name, metric=task.metric, model=base, way=recipe.way.name,
                            lines=lines, rows={"train": len(train), "valid": len(valid), "test": len(test)},
                            leaks={"valid": leaks(task, train, valid), "test": leaks(task, train, test)}, labels=task.labels,
                            trained=trained, parameters=total, steps=steps, minutes=minutes, loss=loss,

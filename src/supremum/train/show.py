@@ -23,6 +23,8 @@ def render(done: Tuned, name: str = "") -> Any:
     share = 100 * done.trained / done.parameters
     more = [f"trained {done.trained:,} of {done.parameters:,} parameters ({share:.3g} %), {done.steps} steps, "
             f"{done.minutes:.1f} minutes; valid {done.metric} {done.valid:.4g}"]
+    if signature := done.lines[0].scores.get(f"{done.metric}_signature"):
+        more.append(f"{done.metric}: {signature}")
     more += [f"It does not beat: {', '.join(done.beaten)}."] if done.beaten else []
     more += [f"{count} {name} rows also stand in the training text; their score says little."
              for name, count in done.leaks.items() if count]

@@ -30,8 +30,11 @@ from ..progress import note, phase
 from ..versions import version_of
 from ..workspace import replacing_folder, write_atomic
 from .base import load as load_base
+from .base import scratch
 from .baselines import baselines
+from .corpus import TokenizerRecipe
 from .joint import Joint, Source, both, paired
+from .models import Model
 from .prompt import add_prompt
 from .recipe import Optimiser, Schedule, Training, limits
 from .recipe import load as load_recipe
@@ -69,6 +72,8 @@ class TaskSection:
     new: int | None = limits(None, least=1)
     prompt: str | None = None
     tokenize: str | None = None
+    beams: int | None = limits(None, least=1, most=64)  # 1 is greedy
+    smoothing: float | None = limits(None, least=0, most=0.9)
     temperature: float | None = limits(None, above=0)
 
 
@@ -88,7 +93,8 @@ class Data:
 class Common(Training):
     """What a recipe of one task and one of several have in common."""
 
-    model: str = "minilm"
+    model: str | Model = "minilm"  # a section is a model from scratch
+    tokenizer: TokenizerRecipe = field(default_factory=TokenizerRecipe)  # of a model from scratch
     way: Way = field(default_factory=Way)
     optimiser: Gentle = Gentle()
     schedule: Falling = Falling()
@@ -157,12 +163,18 @@ class Grouped(Dataset[Any]):
         window, within = divmod(draw, size)
         if self._window[0] != window:
             places = range(window * size, min((window + 1) * size, len(self.drawn)))
-            longest = sorted(places, key=lambda place: len(self.drawn[place]["input_ids"]))
+            longest = sorted(places, key=lambda place: _lengths(self.drawn[place]))
             parts = [longest[start : start + self.batch] for start in range(0, len(longest), self.batch)]
             whole, rest = [p for p in parts if len(p) == self.batch], [p for p in parts if len(p) < self.batch]
             order = np.random.default_rng([self.seed, 2, window]).permutation(len(whole))
             self._window = window, [place for index in order for place in whole[index]] + [p for part in rest for p in part]
         return self.drawn[self._window[1][within]]
+
+
+def _lengths(example: Any) -> tuple[int, int]:
+    """What is read, then what is written."""
+    labels = example.get("labels")
+    return len(example["input_ids"]), len(labels) if isinstance(labels, list) else 0
 
 
 def trainer_of(task: Task, batch: int, seed: int, joint: Joint | None = None) -> type[Trainer]:
@@ -200,7 +212,14 @@ def tune(path: str | Path, data: str | Path, out: str | Path, *, changes: Sequen
             note(f"{count} of {len(valid if name == 'valid' else test)} {name} rows also stand in the training text.")
     work = out.with_name(f"{out.name}.work")
     seed = recipe.seed
-    model, tokenizer, fingerprint = load_base(recipe.model, task, seed)
+    if isinstance(recipe.model, Model):
+        if recipe.way.name != "full":
+            raise SupremumError(f"{path}: way: {recipe.way.name} changes part of a model that has learnt; this one is from "
+                                "scratch.", "Use way: full.")
+        with phase("tokenizer"):
+            model, tokenizer, fingerprint = scratch(recipe.model, recipe.tokenizer, task, train, seed)
+    else:
+        model, tokenizer, fingerprint = load_base(recipe.model, task, seed)
     inputs = {"supremum": __version__, "recipe": plain(recipe), "model": fingerprint, "rows": len(train),
               "first": train[0]["where"]}
     run = open_run(work, inputs, fresh=fresh)
@@ -240,7 +259,7 @@ def tune(path: str | Path, data: str | Path, out: str | Path, *, changes: Sequen
         said = task.predict(model, tokenizer, test, recipe.score_batch)
         lines = table(task, train, test, said, before, seed, valid if recipe.lstm else None)
         held = task.score(task.truth(valid), task.predict(model, tokenizer, valid, recipe.score_batch))
-    result = Tuned(recipe=str(path), task=task.name, metric=task.metric, model=recipe.model, way=recipe.way.name,
+    result = Tuned(recipe=str(path), task=task.name, metric=task.metric, model=said_of(recipe.model), way=recipe.way.name,
                    lines=lines, rows={"train": len(train), "valid": len(valid), "test": len(test)}, leaks=leaked,
                    labels=task.labels, trained=trained, parameters=total, steps=steps, minutes=minutes, loss=loss,
                    valid=float(held[task.metric]), path=str(out), data=str(data))
@@ -289,6 +308,10 @@ def splits(task: Task, recipe: Tune, folder: Path) -> tuple[list[Row], list[Row]
     return train, found["valid"], found["test"]
 
 
+def said_of(model: str | Model) -> str:
+    return model if isinstance(model, str) else f"{model.family} from scratch"
+
+
 def leaks(task: Task, train: Sequence[Row], rows: Sequence[Row]) -> int:
     """How many rows' texts, apart from case and spaces, stand among the training rows."""
     seen = {" ".join(task.text(row).casefold().split()) for row in train}
@@ -301,19 +324,24 @@ def table(task: Task, train: Sequence[Row], test: Sequence[Row], said: list[Any]
     passes are chosen by; None leaves it out."""
     truth = task.truth(test)
     others = ({"untuned": before} if before is not None else {}) | baselines(task, train, test, valid, seed)
-    own = task.each(truth, said)
-    if own is None:
-        ours = bootstrap(task.score, truth, said, key=task.metric, resamples=DRAWS, seed=seed)
-    else:
+    own, counted = task.each(truth, said), task.parts(truth, said)
+    if own is not None:
         ours = mean_interval(own, seed=seed)
+    elif counted is not None:
+        ours = bootstrap(task.whole, counted, seed=seed)
+    else:
+        ours = bootstrap(task.score, truth, said, key=task.metric, resamples=DRAWS, seed=seed)
     lines = [Line("tuned", ours, task.score(truth, said))]
     for name, other in others.items():
-        each = task.each(truth, other)
-        if own is None or each is None:
+        each, parts = task.each(truth, other), task.parts(truth, other)
+        if own is not None and each is not None:
+            metric, ahead = mean_interval(each, seed=seed), paired_mean(each, own, seed=seed)
+        elif counted is not None and parts is not None:
+            metric = bootstrap(task.whole, parts, seed=seed)
+            ahead = paired_bootstrap(task.whole, [parts], [counted], seed=seed)
+        else:
             metric = bootstrap(task.score, truth, other, key=task.metric, resamples=DRAWS, seed=seed)
             ahead = paired_bootstrap(task.score, (truth, other), (truth, said), key=task.metric, resamples=DRAWS, seed=seed)
-        else:
-            metric, ahead = mean_interval(each, seed=seed), paired_mean(each, own, seed=seed)
         lines.append(Line(name, metric, task.score(truth, other), ahead))
     return lines
 
@@ -321,6 +349,7 @@ def table(task: Task, train: Sequence[Row], test: Sequence[Row], said: list[Any]
 def put(model: Any, tokenizer: Any, result: Tuned, inputs: Mapping[str, Any], folder: Path) -> None:
     """The model's files and tune.json."""
     transformers.utils.logging.disable_progress_bar()  # a moment's work
+    model._keys_to_ignore_on_save = None  # computed tables of places, too: a folder is whole without its class's code
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     versions = {name: version_of(name) for name in ("torch", "transformers", "peft", "scikit-learn")}

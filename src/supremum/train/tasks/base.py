@@ -74,6 +74,13 @@ class Task:
         """One figure an item whose mean is the metric; None for a corpus metric."""
         return [float(one == other) for one, other in zip(truth, predictions, strict=True)]
 
+    def parts(self, truth: Sequence[Any], predictions: Sequence[Any]) -> Any:
+        """(N, K) counts of each item whose sums give the metric (`whole`); None where there are no such."""
+        return None
+
+    def whole(self, parts: Any) -> float:
+        raise SupremumError(f"The task {self.name} has no counts.")
+
     def score(self, truth: Sequence[Any], predictions: Sequence[Any]) -> dict[str, Any]:
         from ...measure.metrics import classification
 

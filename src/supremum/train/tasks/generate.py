@@ -4,6 +4,8 @@ An encoder-decoder reads the source and writes the target. A causal model reads 
 it has one) and writes the target after it; the loss is taken on the target's tokens alone:
 
     loss = - mean over tokens t of the target of log p(t | prompt, target before t)
+
+With `smoothing` e, what is learnt is (1 - e) x the target + e x every token alike (Szegedy et al. 2016, arXiv:1512.00567).
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ class Generate(Task):
 
     def __init__(self) -> None:
         super().__init__()
-        self.settings = {"length": 512, "new": 96, "prompt": "{source}"}  # new: the most tokens that are written
+        self.settings = {"length": 512, "new": 96, "prompt": "{source}",  # new: the most tokens that are written
+                         "beams": 1, "smoothing": 0.0}
         self.encoder = False
 
     def learn(self, train: Sequence[Row]) -> None:
@@ -91,6 +94,15 @@ class Generate(Task):
 
         return pad
 
+    def loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        if not self.settings["smoothing"]:
+            return super().loss(model, inputs)
+        logits_BTV, labels_BT = model(**inputs).logits, inputs["labels"]
+        if not self.encoder:  # a decoder alone says the next token; an encoder-decoder's inputs are shifted already
+            logits_BTV, labels_BT = logits_BTV[:, :-1], labels_BT[:, 1:]
+        return torch.nn.functional.cross_entropy(logits_BTV.flatten(0, 1), labels_BT.flatten(), ignore_index=IGNORED,
+                                                 label_smoothing=self.settings["smoothing"])
+
     @torch.inference_mode()
     def predict(self, model: Any, tokenizer: Any, rows: Sequence[Row], batch: int) -> list[Any]:
         prompts = [self._prompt(row, tokenizer) for row in rows]
@@ -99,15 +111,18 @@ class Generate(Task):
         for start in range(0, len(order), batch):
             places = order[start : start + batch]
             longest = max(len(prompts[place]) for place in places)
-            blank = [longest - len(prompts[place]) for place in places]  # on the left: the answer follows the prompt
-            ids_BT = torch.tensor([[tokenizer.pad_token_id] * gap + prompts[place]
-                                   for gap, place in zip(blank, places, strict=True)])
-            mask_BT = torch.tensor([[0] * gap + [1] * (longest - gap) for gap in blank])
+            fill, ids, mask = tokenizer.pad_token_id, [], []
+            for prompt in (prompts[place] for place in places):
+                gap = longest - len(prompt)  # an answer follows its prompt; an encoder counts places from the first token
+                left, right = (0, gap) if self.encoder else (gap, 0)
+                ids.append([fill] * left + prompt + [fill] * right)
+                mask.append([0] * left + [1] * len(prompt) + [0] * right)
+            ids_BT, mask_BT = torch.tensor(ids), torch.tensor(mask)
             out_BT = model.generate(input_ids=ids_BT.to(model.device), attention_mask=mask_BT.to(model.device),
-                                    max_new_tokens=self.settings["new"], do_sample=False, num_beams=1,
+                                    max_new_tokens=self.settings["new"], do_sample=False, num_beams=self.settings["beams"],
                                     pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id)
-            for place, ids in zip(places, out_BT if self.encoder else out_BT[:, longest:], strict=True):
-                said[place] = tokenizer.decode(ids, skip_special_tokens=True).strip()
+            for place, written in zip(places, out_BT if self.encoder else out_BT[:, longest:], strict=True):
+                said[place] = tokenizer.decode(written, skip_special_tokens=True).strip()
         return said
 
     def truth(self, rows: Sequence[Row]) -> list[Any]:
@@ -154,3 +169,13 @@ class Translate(Generate):
         from ...measure.metrics import translation
 
         return translation(truth, predictions, tokenize=self.settings["tokenize"])
+
+    def parts(self, truth: Sequence[Any], predictions: Sequence[Any]) -> Any:
+        from ...measure.metrics import bleu_parts
+
+        return bleu_parts(truth, predictions, tokenize=self.settings["tokenize"])
+
+    def whole(self, parts: Any) -> float:
+        from ...measure.metrics import bleu_of
+
+        return bleu_of(parts)
