@@ -11,12 +11,12 @@ __version__ = "0.1.0"
 _PLACES = {
     "open_checkpoint": "checkpoint", "optimize": "pipeline", "Result": "pipeline", "Budget": "allocate",
     "convert": "pipeline", "measure_limits": "pipeline", "measure_gap": "pipeline",
-    "optimize_frontier": "frontier", "FrontierResult": "frontier", "evaluate": "measure",
+    "optimize_frontier": "frontier", "FrontierResult": "frontier", "optimize_floor": "floor", "Floor": "floor",
+    "evaluate": "measure",
     "evaluate_files": "measure", "verify": "runtime.verify", "SupremumError": "errors",
 }
-__all__ = ["Budget", "FrontierResult", "Result", "SupremumError", "convert", "evaluate", "evaluate_files", "measure_gap",
-           "measure_limits",
-           "open_checkpoint", "optimize", "optimize_frontier", "verify"]
+__all__ = ["Budget", "Floor", "FrontierResult", "Result", "SupremumError", "convert", "evaluate", "evaluate_files",
+           "measure_gap", "measure_limits", "open_checkpoint", "optimize", "optimize_floor", "optimize_frontier", "verify"]
 
 when_imported()
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .allocate import Budget
     from .checkpoint import open_checkpoint
     from .errors import SupremumError
+    from .floor import Floor, optimize_floor
     from .frontier import FrontierResult, optimize_frontier
     from .measure import evaluate, evaluate_files
     from .pipeline import Result, convert, measure_gap, measure_limits, optimize

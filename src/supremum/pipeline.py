@@ -235,11 +235,19 @@ def _smooth(job: Job, layout: Layout, workspace: Workspace) -> tuple[Job, dict[s
     return replace(job, checkpoint=checkpoint), record
 
 
-def finish(found: Statistics, budget: Budget, folder: Path) -> tuple[Path, Document]:
-    """A budget's result, written, proved and reported, in a folder of the workspace. folder: where it will stand."""
-    job, workspace = found.job, found.gathered.workspace
+def made(found: Statistics, budget: Budget) -> tuple[Reached, Path]:
+    """A budget's result in a folder of the workspace, and what the runtime opens of it; finished steps are not repeated."""
     reached = _reached(found, budget)
-    written = write(job.checkpoint, job.kind, reached.coded, workspace.folder / budget.name / "output", reached.size)
+    return reached, write(found.job.checkpoint, found.job.kind, reached.coded,
+                          found.gathered.workspace.folder / budget.name / "output", reached.size)
+
+
+def finish(found: Statistics, budget: Budget, folder: Path, *, command: Mapping[str, Any] | None = None,
+           floor: Mapping[str, Any] | None = None) -> tuple[Path, Document]:
+    """A budget's result, written, proved and reported, in a folder of the workspace. folder: where it will stand. command:
+    what was asked for, by flag, where it was not the budget; floor: of a task's metric (floor.py)."""
+    job, workspace = found.job, found.gathered.workspace
+    reached, written = made(found, budget)
     with phase("prove in the stock runtime"):
         proof = workspace.json(f"{budget.name}/proof.json", lambda: verify(written, job.kind).asdict())
     running = []
@@ -250,8 +258,8 @@ def finish(found: Statistics, budget: Budget, folder: Path) -> tuple[Path, Docum
     bounds = limits(job.checkpoint, reached.spectra, machine=found.machine, reached=reached.point())
     samples = show_samples(job.checkpoint, written)
     document = assemble(found.gathered, job.kind, budget, reached, proof=proof, bounds=bounds, written=written,
-                        samples=samples, inputs=job.inputs, command=job.command(asdict(budget), folder), running=running,
-                        smoothing=found.smoothing)
+                        samples=samples, inputs=job.inputs, command=job.command(command or asdict(budget), folder),
+                        running=running, smoothing=found.smoothing, floor=floor)
     staging = written if written.is_dir() else written.parent
     write_report(document, staging)
     return staging, document

@@ -46,6 +46,8 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Any:
                              measure_gap=job("gap"), store_without_loss=job("lossless"))
     monkeypatch.setitem(sys.modules, "supremum.pipeline", module)
     monkeypatch.setitem(sys.modules, "supremum.frontier", SimpleNamespace(optimize_frontier=job("frontier")))
+    monkeypatch.setitem(sys.modules, "supremum.floor", SimpleNamespace(
+        optimize_floor=job("floor"), Floor=SimpleNamespace(parse=lambda text: f"floor {text}")))
     return module
 
 
@@ -104,6 +106,9 @@ def test_help_is_fast_and_does_not_import_torch() -> None:
     ["optimize", "demo", "--frontier", "--bits", "3"], ["optimize", "demo", "--frontier", "--lossless"],
     ["optimize", "demo", "--frontier", "--speed", "2x"], ["optimize", "demo", "--speed", "fast"],
     ["optimize", "demo", "--speed", "0x"], ["optimize", "demo", "--memory", "much"],
+    ["optimize", "demo", "--floor", "accuracy=1.2x"], ["optimize", "demo", "--floor", "accuracy"],
+    ["optimize", "demo", "--floor", "accuracy=0.0"], ["optimize", "demo", "--floor", "accuracy=0.9x", "--frontier"],
+    ["optimize", "demo", "--size", "60MB", "--floor-data", "texts"],
     ["optimize", "demo", "--frontier", "3,,4"], ["optimize", "demo", "--frontier", "3,40"],
     ["evaluate", "demo", "--tokens", "100", "--length", "512"], ["limit", "demo", "--no-such-flag"],
 ])
@@ -112,6 +117,14 @@ def test_wrong_usage_exits_with_2_and_says_why(words: list[str], engine: Any) ->
     assert result.exit_code == 2
     assert result.stdout == "" and len(result.stderr) > 40
     assert engine.seen == {}
+
+
+@pytest.mark.parametrize("words, budget", [([], None), (["--size", "60MB"], 60_000_000)])
+def test_the_floor_reaches_the_engine(words: list[str], budget: int | None, engine: Any) -> None:
+    CliRunner().invoke(app, ["optimize", "sst2", "--floor", "accuracy=0.99x", "--floor-data", "texts", *words])
+    (model, floor, given), options = engine.seen["floor"]
+    assert (model, floor, options["data"]) == ("sst2", "floor accuracy=0.99x", Path("texts"))
+    assert (given and given["size"]) == budget and "optimize" not in engine.seen
 
 
 def test_the_budget_reaches_the_engine_in_bytes(engine: Any) -> None:

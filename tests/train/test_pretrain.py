@@ -15,7 +15,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from supremum.errors import SupremumError
-from supremum.train.corpus import TokenizerRecipe, chunks, make_tokenizer
+from supremum.text.packed import read_index
+from supremum.text.packing import pack
+from supremum.train import watch
+from supremum.train.corpus import TokenizerRecipe, chunks, make_tokenizer, packed_chunks
+from supremum.train.examples import Drawn
 from supremum.train.models import FAMILIES, Model, build, multiplied
 from supremum.train.objectives import Hide, Objective, Pad, next_loss, sentinels
 from supremum.train.pretrain import train
@@ -145,6 +149,73 @@ def test_held_out_loss_is_the_stock_models(data: Path, tmp_path: Path) -> None:
     with torch.no_grad():
         ids = torch.tensor(np.stack([held[i]["ids"] for i in range(len(held))]))
         assert float(model(input_ids=ids, labels=ids).loss) == pytest.approx(document["held_out"]["loss"], abs=1e-4)
+
+
+@pytest.fixture(scope="module")
+def shards(data: Path) -> Path:
+    made(data, "causal").save_pretrained(data / "tokens")
+    pack([data / "t.jsonl"], str(data / "tokens"), data / "packed", shard=500, workers=1)  # several shards
+    return data / "packed"
+
+
+def test_packed_windows_are_the_texts_chunks(shards: Path, data: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(data / "tokens")
+    found = packed_chunks(shards, tokenizer, 32, "causal")
+    wanted = chunks(tokenizer, [data / "t.jsonl"], 32, "joined", "causal")
+    assert len(found) == len(wanted) > 30 and len(read_index(shards)["shards"]) > 2
+    assert all(np.array_equal(found[i]["ids"], wanted[i]["ids"]) for i in range(len(found)))
+    kept, held = found.split(0.1)
+    assert np.array_equal(held[0]["ids"], wanted[len(kept)]["ids"]) and len(kept) + len(held) == len(found)
+    with pytest.raises(IndexError):
+        kept[len(kept)]
+
+
+def test_every_packed_window_comes_once_an_epoch_in_an_order_of_its_number_alone(shards: Path, data: Path) -> None:
+    found = packed_chunks(shards, AutoTokenizer.from_pretrained(data / "tokens"), 32, "causal")
+    count = len(found)
+    drawn = Drawn(found, 3 * count, 7)
+    order = [drawn.place(draw) for draw in range(3 * count)]
+    assert all(sorted(order[epoch * count:][:count]) == list(range(count)) for epoch in range(3))
+    assert order[:count] != list(range(count)) and order[:count] != order[count:2 * count]
+    assert [Drawn(found, 3 * count, 7).place(draw) for draw in (count + 5, 2)] == [order[count + 5], order[2]]
+
+
+def test_training_on_shards_and_going_on_is_training_through(shards: Path, data: Path, tmp_path: Path,
+                                                             monkeypatch: pytest.MonkeyPatch) -> None:
+    path = recipe(tmp_path, "gpt2", packed="packed", text=[], tokenizer="bpe", held_out=0.2, checkpoint_every=4)
+    whole = train(path, data, tmp_path / "whole")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "whole")
+    held = packed_chunks(shards, AutoTokenizer.from_pretrained(tmp_path / "whole"), 32, "causal").split(0.2)[1]
+    with torch.no_grad():
+        ids = torch.tensor(np.stack([held[i]["ids"] for i in range(len(held))]))
+        assert float(model(input_ids=ids, labels=ids).loss) == pytest.approx(whole["held_out"]["loss"], abs=1e-4)
+
+    def stop(self: Any, arguments: Any, state: Any, control: Any, **more: Any) -> Any:
+        if state.global_step == 6:
+            raise KeyboardInterrupt
+        return before(self, arguments, state, control, **more)
+
+    with monkeypatch.context() as patch:
+        before = watch.Watch.on_step_end
+        patch.setattr(watch.Watch, "on_step_end", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train(path, data, tmp_path / "parts")
+    train(path, data, tmp_path / "parts")
+    assert (tmp_path / "parts" / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(("family", "changes", "says"), [
+    ("gpt2", {}, "text: does not go with packed"),
+    ("gpt2", {"text": [], "tokenizer": "bpe", "documents": "separate"}, "documents: does not go"),
+    ("gpt2", {"text": [], "tokenizer": "words"}, "tokenizer: does not go"),
+    ("bert", {"text": [], "tokenizer": "bpe"}, "objective.whole_words"),
+    ("gpt2", {"text": [], "tokenizer": "bpe", "packed": "none"}, "no folder of packed tokens"),
+])
+def test_what_shards_cannot_give_is_refused(family: str, changes: dict[str, Any], says: str, shards: Path, data: Path,
+                                            tmp_path: Path) -> None:
+    with pytest.raises(SupremumError, match=says):
+        train(recipe(tmp_path, family, **{"packed": "packed"} | changes), data, tmp_path / "m")
+    assert not (tmp_path / "m.work").exists()
 
 
 @pytest.mark.parametrize(("changes", "says"), [

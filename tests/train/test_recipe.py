@@ -8,7 +8,7 @@ import pytest
 
 from supremum.errors import SupremumError
 from supremum.train.pretrain import Recipe
-from supremum.train.recipe import Training, load
+from supremum.train.recipe import Training, load, names
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -60,3 +60,12 @@ def test_missing_key_and_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["shakespeare-gpt.yaml", "c4-bert.yaml"])
 def test_examples_load(name: str) -> None:
     assert load(EXAMPLES / name, Recipe).steps == 1000
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_of_the_examples_loads(path: Path) -> None:
+    from supremum.train.several import Several
+    from supremum.train.tune import Tune
+
+    kind = Recipe if names(path, "text") or names(path, "packed") else Several if names(path, "tasks") else Tune
+    assert load(path, kind).batch  # type: ignore[arg-type]

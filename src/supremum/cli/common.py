@@ -53,6 +53,14 @@ def speed_option(text: str) -> str:
     return text
 
 
+def floor_option(text: str) -> str:
+    """"accuracy=0.99x" or "accuracy=0.86", looked at; wrong input is wrong usage (exit 2)."""
+    found = re.fullmatch(r"[A-Za-z][\w-]*=(?=[\d.]*[1-9])(\d+(?:\.\d*)?|\.\d+)(x?)", text.strip())
+    if not found or (found[2] and float(found[1]) > 1):
+        raise typer.BadParameter(f"{text!r} is no floor; write accuracy=0.99x (times the original's) or accuracy=0.86")
+    return text.strip()
+
+
 def target_option(text: str) -> str:
     """The name of a target; another is wrong usage (exit 2)."""
     if text not in targets.names():

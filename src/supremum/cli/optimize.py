@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from .bare import DEFAULT, bits_option
-from .common import Debug, Dtype, Json, Model, Precision, Result, Seed, Target, Text, size_option, speed_option, verb
+from .common import (
+    Debug,
+    Dtype,
+    Json,
+    Model,
+    Precision,
+    Result,
+    Seed,
+    Target,
+    Text,
+    floor_option,
+    size_option,
+    speed_option,
+    verb,
+)
 
 
 @verb("""
@@ -19,6 +33,7 @@ from .common import Debug, Dtype, Json, Model, Precision, Result, Seed, Target, 
     supremum optimize models/llama --max-kl 0.05 --size 900MB --keep lm_head
     supremum optimize models/llama --bits 3 --target archive --out archived
     supremum optimize models/llama --speed 2x --memory 900MB
+    supremum optimize sst2 --floor accuracy=0.99x --out small
     supremum optimize models/llama --frontier --out points
     supremum optimize demo --frontier 2.5,3,4 --target archive
     supremum optimize models/llama --lossless --out lossless
@@ -40,7 +55,13 @@ def optimize(
     frontier: Annotated[str | None, typer.Option(
         "--frontier", metavar="[BITS,...]", parser=bits_option,
         help="Instead of one budget: a finished folder for each of these bits a weight, and their curve; without a list "
-             "2.25,2.5,3,3.5,4,5,6,8, as far as the target reaches.")] = None,
+             "2.25, 2.5, 3, 3.5, 4, 5, 6, 8, as far as the target reaches.")] = None,
+    floor: Annotated[str | None, typer.Option(
+        "--floor", metavar="NAME=0.99x", parser=floor_option,
+        help="Of a model from `supremum tune`: the smallest file whose task metric keeps this, times the original's (0.99x) "
+             "or as a number, on the recipe's valid rows. With another budget: refuse what misses it.")] = None,
+    floor_data: Annotated[Path | None, typer.Option(
+        "--floor-data", metavar="DIR", help="Folder of the recipe's rows, if it is not the one tuned on.")] = None,
     lossless: Annotated[bool, typer.Option(
         "--lossless", help="No budget: an archive of the bfloat16 weights to the bit, in about two thirds of their bytes.",
     )] = False,
@@ -62,13 +83,14 @@ def optimize(
 ) -> Result:
     """Compress MODEL to a budget: the format of every layer is chosen by its damage, and the result is proved.
 
-    Give one of --size, --bits, --max-kl, --memory and --speed, or several: all of them hold. Or --frontier, or --lossless.
+    Give one of --size, --bits, --max-kl, --memory, --speed and --floor, or several: all of them hold. Or --frontier, or
+    --lossless.
     The folder holds the model, supremum.json, report.html and a model card; of a frontier, one such folder a point.
     """
     folder = out or Path(f"{Path(model).name.removesuffix('.gguf')}-supremum")
     budget = any(value is not None for value in (size, bits, max_kl, memory, speed))
     if frontier is not None:
-        if budget or lossless:
+        if budget or lossless or floor:
             raise typer.BadParameter("--frontier takes no other budget")
         from ..frontier import optimize_frontier
         from ..report.frontier import show_frontier
@@ -79,16 +101,18 @@ def optimize(
             dtype=dtype.value)
         return points.frontier, lambda: show_frontier(points.frontier, points.folder)
     if lossless:
-        if budget:
+        if budget or floor:
             raise typer.BadParameter("--lossless takes no budget")
         from ..pipeline import store_without_loss
 
         stored = store_without_loss(model, folder, fresh=fresh)
         return stored, lambda: print(f"Written: {stored['path']}, {stored['bytes']} bytes of weights, "
                                      f"{stored['bits_per_weight']:.2f} bits a weight")
-    if not budget:
-        raise typer.BadParameter("give a budget: --size 75MB, --bits 3.5, --max-kl 0.05, --memory 200MB or --speed 2x (or "
-                                 "several), or --frontier")
+    if not budget and not floor:
+        raise typer.BadParameter("give a budget: --size 75MB, --bits 3.5, --max-kl 0.05, --memory 200MB, --speed 2x or "
+                                 "--floor accuracy=0.99x (or several), or --frontier")
+    if floor_data and not floor:
+        raise typer.BadParameter("--floor-data says where the rows of --floor are; give both")
     if max_kl is not None and not 0 < max_kl < 10:
         raise typer.BadParameter(f"--max-kl {max_kl} is not a number of nats between 0 and 10; 0.05 is a good start")
 
@@ -96,6 +120,14 @@ def optimize(
     from ..pipeline import optimize as run
     from ..report.terminal import show_result
 
-    result = run(model, Budget(size, bits, max_kl, memory, speed), target=target, text=text or [],
-                 tokens=tokens, out=folder, keep=keep or [], only=only or [], fresh=fresh, seed=seed, dtype=dtype.value)
+    given = Budget(size, bits, max_kl, memory, speed) if budget else None
+    options: dict[str, Any] = {"target": target, "text": text or [], "tokens": tokens, "out": folder, "keep": keep or [],
+                               "only": only or [], "fresh": fresh, "seed": seed, "dtype": dtype.value}
+    if floor is not None:
+        from ..floor import Floor, optimize_floor
+
+        result = optimize_floor(model, Floor.parse(floor), given, data=floor_data, **options)
+    else:
+        assert given is not None
+        result = run(model, given, **options)
     return result.document, lambda: show_result(result.document, result.folder)

@@ -26,14 +26,22 @@ def tune(
     as_json: Json = False,
     debug: Debug = False,
 ) -> Result:
-    """Tune a model for a task as RECIPE says, and score it beside baselines on the same test rows.
+    """Tune a model for a task as RECIPE says, or for several at once, and score it beside baselines on the same test rows.
 
     The result is a plain Transformers folder (adapters are merged). A killed run goes on from its last checkpoint with
     the same command.
     """
     from rich.console import Console
 
+    from ..train.recipe import names
     from ..train.show import render
+
+    if names(recipe, "tasks"):
+        from ..train.several import tune_several
+
+        several = tune_several(recipe, data, out, changes=changes or [], fresh=fresh)
+        return ({"tasks": {name: {**asdict(one), "level_with_or_behind": one.beaten} for name, one in several.items()}},
+                lambda: Console().print(*(render(one, name) for name, one in several.items())))
     from ..train.tune import tune as run
 
     done = run(recipe, data, out, changes=changes or [], fresh=fresh)

@@ -29,9 +29,10 @@ PACKAGES = ("torch", "transformers", "gguf", "safetensors", "compressed-tensors"
 
 def assemble(gathered: Gathered, target: Target, budget: Budget, reached: Reached, *, proof: Mapping[str, Any],
              bounds: Limits, written: Path, samples: Sequence[Mapping[str, Any]], inputs: Mapping[str, Any], command: str,
-             running: Sequence[Mapping[str, Any]] = (), smoothing: Mapping[str, Any] | None = None) -> Document:
+             running: Sequence[Mapping[str, Any]] = (), smoothing: Mapping[str, Any] | None = None,
+             floor: Mapping[str, Any] | None = None) -> Document:
     """The whole document. inputs: what makes two runs the same. running: budgets of the running file, in words. smoothing:
-    what was folded (solve/smoothing.py)."""
+    what was folded (solve/smoothing.py). floor: of a task's metric (floor.py)."""
     checkpoint, units, chosen, points, size = gathered.checkpoint, reached.units, reached.chosen, reached.points, reached.size
     measured: Mapping[str, Any] = reached.measured
     block_weights, bits = block_rate(units, chosen)
@@ -63,12 +64,12 @@ def assemble(gathered: Gathered, target: Target, budget: Budget, reached: Reache
                    "measured": dict(measured), "limit_kl": curve.kl_at_bits(bits),
                    "limit_bits": curve.bits_at_kl(kl) if kl else None,
                    "gap_bits": curve.gap_bits(bits, kl) if kl else None, "running": list(running),
-                   "swaps": reached.swaps, "smoothing": smoothing},
+                   "swaps": reached.swaps, "smoothing": smoothing} | ({"floor": dict(floor)} if floor else {}),
         "proof": dict(proof),
         "phases": [{"name": name, "seconds": seconds, "peak_rss_mb": peaks.get(name)} for name, seconds in timings.items()],
         "samples": list(samples),
         "assumptions": [*bounds.information.assumptions, *_remarks(target, {option.codec for option in chosen}),
-                        *_when_swapped(reached.swaps), *_when_smoothed(smoothing)],
+                        *_when_swapped(reached.swaps), *_when_smoothed(smoothing), *_when_floored(floor)],
     })
     return document
 
@@ -93,6 +94,21 @@ def _when_smoothed(smoothing: Mapping[str, Any] | None) -> list[str]:
     return ["Norms and weights are scaled against each other so that inputs round better (smoothing): the same function, and "
             "the limit is that of the scaled weights"] if smoothing and any(
                 pair["exponent"] is not None for pair in smoothing["pairs"]) else []
+
+
+def _when_floored(floor: Mapping[str, Any] | None) -> list[str]:
+    if not floor:
+        return []
+    said = [f"The floor of {floor['metric']} was held against {floor['rows']['valid']} valid rows, on which the file was "
+            f"{'chosen' if floor['searched'] else 'checked'}; the test rows had no part in it"]
+    if not floor["held_on_test"]:
+        said.append(f"On the {floor['rows']['test']} test rows the file is below the floor; a higher floor or more "
+                    "valid rows would choose a larger one")
+    change = floor["change"]["valid"]
+    if floor["original"]["valid"]["value"] + change["low"] < floor["least"]:
+        said.append(f"So few rows cannot exclude that the floor is missed: the change of {floor['metric']} on them has a "
+                    f"95 % interval from {change['low']:+.4g} to {change['high']:+.4g}")
+    return said
 
 
 def machine() -> dict[str, Any]:

@@ -156,7 +156,44 @@ class Smoothing(TypedDict):
     not_folded: list[str]  # the first reader of each input that is made by nothing that can be divided
 
 
+class Score(TypedDict):
+    """A figure with the bounds of its bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Splits(TypedDict):
+    valid: Score
+    test: Score
+
+
+class Tried(TypedDict):
+    bits: Number
+    bytes: int
+    value: float  # of the metric, on the valid rows
+    error: float  # standard error of its change
+    held: bool
+
+
+class Floor(TypedDict):
+    """A task's metric as the budget (floor.py). `change`: the file's minus the original's, on the same rows."""
+
+    asked: str  # "accuracy=0.99x"
+    metric: str
+    least: float
+    searched: bool  # the bits were searched for; else one file was checked
+    rows: dict[str, int]
+    original: Splits
+    reached: Splits
+    change: Splits
+    tried: list[Tried]
+    held_on_test: bool  # whether the test rows, which had no part in the choice, agree
+
+
 class ResultSection(ResultBase, total=False):
+    floor: Floor
     running: list[Running]
     swaps: Swaps | None
     smoothing: Smoothing | None

@@ -29,6 +29,12 @@ def result_lines(document: Document, folder: Path) -> list[str]:
             f"budget {format_size(result['budget_bytes'])}")
     for line in result.get("running", []):
         row(line["name"], line["original"], line["reached"], f"asked {line['asked']}{'' if line['held'] else ': NOT held'}")
+    if floor := result.get("floor"):
+        for name in ("valid", "test"):
+            row(f"{floor['metric']}, {name}"[:22], words.figure(floor["original"][name]["value"], 4),
+                words.figure(floor["reached"][name]["value"], 4),
+                f"floor {words.figure(floor['least'], 4)}" if name == "valid" else
+                f"{floor['rows']['test']:,} rows{'' if floor['held_on_test'] else ': below'}")
     row("bits a weight", "", words.figure(result["bits_per_weight"]), "layers of the blocks")
     if measured["perplexity"] is not None:
         row("perplexity", words.figure(reference, 4), words.figure(measured["perplexity"], 4),

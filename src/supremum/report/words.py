@@ -73,6 +73,8 @@ def budget(document: Document) -> str:
     parts += [] if given["max_kl"] is None else [f"KL at most {figure(given['max_kl'])}"]
     parts += [] if given.get("memory") is None else [f"{format_size(given['memory'] or 0)} of memory"]
     parts += [] if given.get("speed") is None else [f"speed {given['speed']}"]
+    floor = document["result"].get("floor")
+    parts += [f"{floor['metric']} at least {figure(floor['least'], 4)}"] if floor else []
     return " and ".join(parts) or "none"
 
 
@@ -84,6 +86,14 @@ def facts(document: Document) -> list[tuple[str, str, str]]:
         ("Size", format_size(result["bytes"]), f"was {format_size(source['bytes'])}, budget {budget(document)}"),
         ("Bits a weight", figure(result["bits_per_weight"]), "linear layers of the blocks, scales included"),
     ]
+    if floor := result.get("floor"):
+        for name in ("valid", "test"):
+            now, was, change = (floor[part][name] for part in ("reached", "original", "change"))
+            asked = f"; asked at least {figure(floor['least'], 4)} ({floor['asked']})" if name == "valid" else ""
+            rows.append((f"{floor['metric']}, {floor['rows'][name]:,} {name} rows",
+                         f"{figure(now['value'], 4)} ({figure(now['low'], 4)} to {figure(now['high'], 4)})",
+                         f"was {figure(was['value'], 4)}; change {change['value']:+.4g} ({change['low']:+.4g} to "
+                         f"{change['high']:+.4g}){asked}; 95 % intervals"))
     for line in result.get("running", []):
         rows.append((f"{line['name'].capitalize()} in {runtime(document)}", line["reached"],
                      f"asked {line['asked']}{'' if line['held'] else ': NOT held'}; was {line['original']}; {line['note']}"))

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 import transformers
 
-from ..checkpoint import open_checkpoint
+from ..checkpoint import Checkpoint, open_checkpoint
 from ..errors import CheckpointError, SupremumError
 from .corpus import MADE, TokenizerRecipe, loaded, trained
 from .models import FAMILIES, Model, build, objective_of
@@ -42,16 +42,8 @@ def locate(source: str) -> str:
 def load(source: str, task: Task, seed: int) -> tuple[Any, Any, str]:
     """(model for the task, tokenizer, fingerprint of the checkpoint)."""
     checkpoint = open_checkpoint(locate(source))
-    tokenizer = checkpoint.tokenizer()
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    if tokenizer.pad_token_id is None:
-        raise SupremumError(f"{source}: the tokenizer has no token for padding.", "Name one in tokenizer_config.json.")
-    config = checkpoint.config
-    auto = task.auto
-    if hasattr(task, "encoder"):
-        task.encoder = bool(getattr(config, "is_encoder_decoder", False))
-        auto = "AutoModelForSeq2SeqLM" if task.encoder else auto
+    tokenizer, config = _fitted(checkpoint, task, source), checkpoint.config
+    auto = "AutoModelForSeq2SeqLM" if getattr(task, "encoder", False) else task.auto
     for key, value in task.config().items():
         setattr(config, key, value)
     config.pad_token_id = tokenizer.pad_token_id
@@ -74,8 +66,29 @@ def load(source: str, task: Task, seed: int) -> tuple[Any, Any, str]:
     model.tie_weights()
     if getattr(source_model, "generation_config", None) is not None and type(source_model) is type(model):
         model.generation_config = source_model.generation_config
-    _fit_length(task, config)
     return model, tokenizer, checkpoint.fingerprint
+
+
+def reopen(checkpoint: Checkpoint, task: Task) -> tuple[Any, Any]:
+    """(model, tokenizer) of a checkpoint that has the task's head, as it is stored: inputs are rounded where its format says
+    so."""
+    tokenizer = _fitted(checkpoint, task, checkpoint.source)
+    model: Any = checkpoint.model(torch.float32)
+    model.config.pad_token_id = tokenizer.pad_token_id
+    return model.eval(), tokenizer
+
+
+def _fitted(checkpoint: Checkpoint, task: Task, source: str) -> Any:
+    """The tokenizer, with a token for padding; the task learns what it must know of the model."""
+    tokenizer, config = checkpoint.tokenizer(), checkpoint.config
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.pad_token_id is None:
+        raise SupremumError(f"{source}: the tokenizer has no token for padding.", "Name one in tokenizer_config.json.")
+    if hasattr(task, "encoder"):
+        task.encoder = bool(getattr(config, "is_encoder_decoder", False))
+    _fit_length(task, config)
+    return tokenizer
 
 
 def scratch(recipe: Model, tokens: TokenizerRecipe, task: Task, rows: Sequence[Row], seed: int) -> tuple[Any, Any, str]:

@@ -1,7 +1,7 @@
 """What a tuned model has to beat, on the same test rows: the commonest answer, a bag of words, a copy.
 
     classify, pairs   the commonest label; logistic regression on TF-IDF of words and pairs of words (of characters, where
-                      the text has no spaces)
+                      the text has no spaces); a small LSTM (lstm.py)
     tag               O everywhere is 0 F1 by definition: each word's commonest tag in the training text
     answer            the sentence of the context that shares most words with the question
     generation        the source itself (translation); its first three sentences (summaries)
@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..measure.metrics import library
+from ..progress import phase
 from .rows import Row
 from .tasks import Task
 
@@ -23,11 +24,14 @@ SENTENCE = re.compile(r"[^.!?。！？\n]+[.!?。！？]*")
 HAN = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]")
 
 
-def baselines(task: Task, train: Sequence[Row], test: Sequence[Row]) -> dict[str, list[Any]]:
-    """Predictions on the test rows by the baseline's name."""
+def baselines(task: Task, train: Sequence[Row], test: Sequence[Row], valid: Sequence[Row] | None = None,
+              seed: int = 0) -> dict[str, list[Any]]:
+    """Predictions on the test rows by the baseline's name. valid: rows that an LSTM's passes are chosen by; None leaves it
+    out."""
     if task.name in ("classify", "pairs"):
         common = Counter(task.truth(train)).most_common(1)[0][0]
-        return {"majority": [common] * len(test), "TF-IDF + logistic regression": bag_of_words(task, train, test)}
+        found = {"majority": [common] * len(test), "TF-IDF + logistic regression": bag_of_words(task, train, test)}
+        return found | ({"LSTM": recurrent(task, train, valid, test, seed)} if valid else {})
     if task.name == "tag":
         return {"word's commonest tag": lookup(train, test)}
     if task.name == "answer":
@@ -53,6 +57,14 @@ def bag_of_words(task: Task, train: Sequence[Row], test: Sequence[Row]) -> list[
     model = library("sklearn.linear_model").LogisticRegression(C=10.0, max_iter=1000)
     found: list[str] = model.fit(rows_NV, task.truth(train)).predict(test_MV).tolist()
     return found
+
+
+def recurrent(task: Task, train: Sequence[Row], valid: Sequence[Row], test: Sequence[Row], seed: int) -> list[str]:
+    from .lstm import predict
+
+    one, other = (([task.text(row) for row in rows], task.truth(rows)) for rows in (train, valid))
+    with phase("train the LSTM"):
+        return predict(one, other, [task.text(row) for row in test], seed)
 
 
 def semantic(task: Task, train: Sequence[Row], test: Sequence[Row]) -> list[Any]:

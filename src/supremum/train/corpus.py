@@ -1,7 +1,8 @@
 """From text to examples: a tokenizer (a folder, a hub id, or made here), and chunks that know where documents end.
 
 Documents lie one after another, each closed by the end token, in one array of 32-bit tokens. Joined (the default), a chunk
-of `length` runs over ends, which the model sees as tokens; separate, a chunk holds one document's tokens alone.
+of `length` runs over ends, which the model sees as tokens; separate, a chunk holds one document's tokens alone. Text that
+`supremum text pack` wrote is read where it lies, window by window out of the mapped shards.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from ..errors import SupremumError
 from ..text import load_text
+from ..text.packed import PackedTokens, permuted
 from .recipe import limits
 
 END = "<|end|>"
@@ -56,6 +58,54 @@ class Chunks(Sequence[dict[str, Any]]):
         cut = len(self) - (max(1, round(share * len(self))) if share and len(self) > 1 else 0)
         return (Chunks(self.tokens_N, self.starts_N, self.bounds_C2[:cut], self.frame),
                 Chunks(self.tokens_N, self.starts_N, self.bounds_C2[cut:], self.frame))
+
+
+class PackedChunks(Sequence[dict[str, Any]]):
+    """Windows of a packed folder as examples; every token counts as a word. Memory does not grow with the text."""
+
+    def __init__(self, packed: PackedTokens, first: int, last: int, frame: tuple[list[int], list[int]] = ([], [])) -> None:
+        self.packed, self.first, self.last, self.frame = packed, first, last, frame
+
+    def __len__(self) -> int:
+        return self.last - self.first
+
+    def __getitem__(self, index: Any) -> Any:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        begin, (before, after) = (self.first + int(index)) * self.packed.length, self.frame
+        ids = np.concatenate([before, self.packed.read(begin, begin + self.packed.length), after]).astype(np.int64)
+        return {"ids": ids, "words": np.ones(len(ids), bool)}
+
+    def order(self, draw: int, seed: int) -> int:
+        """The example of draw number `draw`: a keyed permutation an epoch (text/packed.py), which takes no memory."""
+        epoch, number = divmod(draw, len(self))
+        return permuted(number, len(self), f"{seed}/{epoch}")
+
+    def split(self, share: float) -> tuple[PackedChunks, PackedChunks]:
+        """(the first, the last `share`), as of `Chunks`."""
+        cut = self.last - (max(1, round(share * len(self))) if share and len(self) > 1 else 0)
+        return (PackedChunks(self.packed, self.first, cut, self.frame), PackedChunks(self.packed, cut, self.last, self.frame))
+
+
+def packed_chunks(folder: Path, tokenizer: Any, length: int, objective: str) -> PackedChunks:
+    """The windows of a packed folder, each of `length` tokens with the frame of an encoder included."""
+    framed, room = _room(tokenizer, length, objective)
+    packed = PackedTokens(folder, room)
+    if packed.vocabulary > len(tokenizer):
+        raise SupremumError(f"{folder}: its tokens go up to {packed.vocabulary}, its tokenizer to {len(tokenizer)}.",
+                            "Pack the text again.")
+    return PackedChunks(packed, 0, packed.tokens // room, framed)
+
+
+def _room(tokenizer: Any, length: int, objective: str) -> tuple[tuple[list[int], list[int]], int]:
+    """(the frame around a chunk, the tokens of text in it)."""
+    from ..text.windows import frame
+
+    framed = frame(tokenizer) if objective in ("masked", "replaced") else ([], [])
+    room = length - len(framed[0]) - len(framed[1]) - (1 if objective == "span" else 0)
+    if room < 2:
+        raise SupremumError(f"length: {length} leaves nothing to learn from.", "Use a length of 8 or more.")
+    return framed, room
 
 
 def make_tokenizer(recipe: TokenizerRecipe, sources: Sequence[Path], objective: str, length: int) -> Any:
@@ -134,12 +184,7 @@ def _pieces(sources: Sequence[Path], size: int = 100_000) -> Iterator[str]:
 def chunks(tokenizer: Any, sources: Sequence[Path], length: int, documents: Literal["joined", "separate"],
            objective: str) -> Chunks:
     """All of the text as examples of at most `length` tokens, the frame of an encoder included."""
-    from ..text.windows import frame
-
-    framed = frame(tokenizer) if objective in ("masked", "replaced") else ([], [])
-    room = length - len(framed[0]) - len(framed[1]) - (1 if objective == "span" else 0)
-    if room < 2:
-        raise SupremumError(f"length: {length} leaves nothing to learn from.", "Use a length of 8 or more.")
+    framed, room = _room(tokenizer, length, objective)
     end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
     tokens: list[np.ndarray] = []
     starts: list[np.ndarray] = []

@@ -1,6 +1,7 @@
 """The order of training examples as a pure function: draw i of a run is example p_e[i mod n] of epoch e = i div n.
 
-p_e is the permutation of the seed and e; whatever is random about an example (which tokens are masked) comes from a
+p_e is the permutation of the seed and e (of the examples' own making where they have `order(draw, seed)`: packed tokens are
+too many to list); whatever is random about an example (which tokens are masked) comes from a
 generator of the seed and i. So a run that starts again at step k sees what it would have seen, on any number of processes.
 """
 
@@ -27,6 +28,8 @@ class Drawn(Dataset[Any]):
 
     def place(self, draw: int) -> int:
         """Which example draw number `draw` is."""
+        if (order := getattr(self.examples, "order", None)) is not None:
+            return int(order(draw, self.seed))
         epoch, within = divmod(draw, len(self.examples))
         if self._order[0] != epoch:
             self._order = epoch, np.random.default_rng([self.seed, 0, epoch]).permutation(len(self.examples))

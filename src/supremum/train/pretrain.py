@@ -1,6 +1,6 @@
 """`supremum train`: a recipe, text and a seed in; a model folder with train.json out.
 
-    text -> tokenizer -> chunks -> (the last `held_out` kept apart) -> fit -> held-out loss -> DIR, moved into place
+    text or packed tokens -> tokenizer -> chunks -> (the last `held_out` kept apart) -> fit -> held-out loss -> DIR
 
 MFU, the share of the machine's peak: tokens/s x 6 N over the best rate of matrix products of the run's number type measured
 just before it on as many threads; N counts parameters that are multiplied (Chowdhery et al. 2022, arXiv:2204.02311, whose
@@ -30,10 +30,11 @@ from .. import __version__
 from ..errors import SupremumError
 from ..plain import plain
 from ..progress import note, phase
+from ..text.packed import fingerprint, read_index
 from ..text.sources import files_of
 from ..versions import version_of
 from ..workspace import write_atomic
-from .corpus import Chunks, TokenizerRecipe, chunks, make_tokenizer
+from .corpus import Chunks, PackedChunks, TokenizerRecipe, chunks, make_tokenizer, packed_chunks
 from .models import Model, build, multiplied, objective_of
 from .objectives import LOSSES, Hide, Objective, Pad, PadReplaced, wrapped
 from .recipe import Training, limits, load
@@ -49,7 +50,8 @@ class Recipe(Training):
     """A pre-training recipe."""
 
     model: Model
-    text: tuple[str, ...]  # files below --data, or hub data sets
+    text: tuple[str, ...] = ()  # files below --data, or hub data sets
+    packed: str | None = None  # instead of text: a folder below --data that `supremum text pack` wrote, with its tokenizer
     tokenizer: TokenizerRecipe = field(default_factory=TokenizerRecipe)
     objective: Objective | None = None  # by default the family's
     length: int = limits(256, least=8)  # tokens of a chunk
@@ -63,8 +65,9 @@ def train(recipe_file: str | Path, data: str | Path = ".", out: str | Path | Non
     recipe = load(recipe_file, Recipe, changes)
     objective = _objective(recipe)
     folder = Path(out) if out else Path(Path(recipe_file).stem)
-    sources = _sources(recipe.text, Path(data))
-    inputs = {"supremum": __version__, "torch": torch.__version__, "recipe": plain(recipe), "text": _sums(sources)}
+    sources = _packed(recipe, objective, Path(data)) if recipe.packed else _sources(recipe.text, Path(data))
+    sums = [fingerprint(read_index(sources[0]))] if recipe.packed else _sums(sources)
+    inputs = {"supremum": __version__, "torch": torch.__version__, "recipe": plain(recipe), "text": sums}
     if not fresh and (found := _finished(folder, inputs)):
         note(f"{folder}: is finished with the same recipe; --fresh runs it again.")
         return found
@@ -96,8 +99,13 @@ def _train(recipe: Recipe, objective: Objective, sources: list[Path], folder: Pa
            inputs: dict[str, Any]) -> dict[str, Any]:
     first = world()[0] == 0
     with phase("read text"):
-        tokenizer = make_tokenizer(recipe.tokenizer, sources, objective.name, recipe.length)
-        learned, held = chunks(tokenizer, sources, recipe.length, recipe.documents, objective.name).split(recipe.held_out)
+        if recipe.packed:
+            tokenizer = make_tokenizer(TokenizerRecipe(str(sources[0] / "tokenizer")), (), objective.name, recipe.length)
+            every: Chunks | PackedChunks = packed_chunks(sources[0], tokenizer, recipe.length, objective.name)
+        else:
+            tokenizer = make_tokenizer(recipe.tokenizer, sources, objective.name, recipe.length)
+            every = chunks(tokenizer, sources, recipe.length, recipe.documents, objective.name)
+        learned, held = every.split(recipe.held_out)
     torch.manual_seed(recipe.seed)
     model: Any = wrapped(build(recipe.model, tokenizer), objective)
     numbers = {"parameters": sum(p.numel() for p in model.parameters()), "multiplied": multiplied(model)}
@@ -118,7 +126,8 @@ def _train(recipe: Recipe, objective: Objective, sources: list[Path], folder: Pa
 
 
 @torch.no_grad()
-def held_out(fitted: Fitted, held: Chunks, hide: Hide, collator: Pad, name: str, recipe: Recipe) -> dict[str, float] | None:
+def held_out(fitted: Fitted, held: Chunks | PackedChunks, hide: Hide, collator: Pad, name: str, recipe: Recipe,
+             ) -> dict[str, float] | None:
     """Mean loss a token over the held-out chunks, each hidden in one way that the seed fixes, with its standard error over
     chunks."""
     count = min(len(held), HELD_MOST)
@@ -200,7 +209,7 @@ def _peak(recipe: Recipe) -> float:
 def _sources(text: Sequence[str], data: Path) -> list[Path]:
     """Each text below `data`; a name with a drive or root of its own stays, and what is no file may be a hub data set."""
     if not text:
-        raise SupremumError("text: names nothing.", "List files below --data.")
+        raise SupremumError("text: names nothing.", "List files below --data, or give packed.")
     if not data.is_dir():
         raise SupremumError(f"{data}: is no folder.", "Name the folder of the data with --data.")
     found = []
@@ -210,6 +219,18 @@ def _sources(text: Sequence[str], data: Path) -> list[Path]:
             raise SupremumError(f"{path}: no such file.", "Name its folder with --data, or mend `text` in the recipe.")
         found.append(path if path.exists() else Path(name))
     return found
+
+
+def _packed(recipe: Recipe, objective: Objective, data: Path) -> list[Path]:
+    """The packed folder; what a recipe cannot ask of it is refused."""
+    for key, stands in (("text", bool(recipe.text)), ("tokenizer", recipe.tokenizer != TokenizerRecipe()),
+                        ("documents", recipe.documents != "joined")):
+        if stands:
+            raise SupremumError(f"{key}: does not go with packed, whose tokens are fixed and joined.", f"Leave {key} out.")
+    if objective.name in ("masked", "replaced") and objective.whole_words:
+        raise SupremumError("packed: holds tokens without where words begin, and the objective hides whole words.",
+                            "Set objective.whole_words to false, or give text.")
+    return [data / str(recipe.packed)]
 
 
 def _sums(sources: Sequence[Path]) -> list[str]:

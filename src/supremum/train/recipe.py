@@ -95,6 +95,17 @@ def load(path: str | Path, schema: type[R], changes: Sequence[str] = ()) -> R:
     return recipe
 
 
+def names(path: str | Path, key: str) -> bool:
+    """Whether the recipe has this key at its top."""
+    return key in _read(Path(path))[0]
+
+
+def again(values: Mapping[str, Any], schema: type[R], source: str) -> R:
+    """The recipe whose `plain` form is `values`, as a finished run stores it. Raises SupremumError."""
+    recipe: R = _section(dict(values), schema, _Where(source, {}), "")
+    return recipe
+
+
 class _Where:
     """Says where a key of the recipe stands."""
 
@@ -199,6 +210,8 @@ def _value(value: Any, kind: Any, where: _Where, name: str) -> Any:
         return _value(value, kinds[-1], where, name)
     if dataclasses.is_dataclass(kind):
         return _section(value, typing.cast(type, kind), where, f"{name}.")
+    if origin is dict and dataclasses.is_dataclass(args[1]) and isinstance(value, dict):
+        return {str(key): _section(one, typing.cast(type, args[1]), where, f"{name}.{key}.") for key, one in value.items()}
     if origin is Literal:
         if value in args and not isinstance(value, bool):
             return value

@@ -11,9 +11,9 @@ from rich.text import Text
 from .tune import Tuned
 
 
-def render(done: Tuned) -> Any:
+def render(done: Tuned, name: str = "") -> Any:
     """Metric with its interval, for the tuned model and what it had to beat; then what it cost."""
-    grid = Table(title=f"{done.task}: {done.model}, {done.way}, {done.rows['test']} test rows", title_justify="left")
+    grid = Table(title=f"{name or done.task}: {done.model}, {done.way}, {done.rows['test']} test rows", title_justify="left")
     for name in ("", done.metric, "95 %", "tuned is ahead by", "95 %"):
         grid.add_column(name, justify="left" if not name else "right")
     for line in done.lines:

@@ -115,8 +115,8 @@ def optimiser(settings: Optimiser) -> tuple[type[torch.optim.Optimizer], dict[st
 
 
 def tokens_in(inputs: dict[str, Any]) -> int:
-    """Tokens that the model reads, padding left out."""
-    total = 0
+    """Tokens that the model reads, padding left out; of batches in batches, of all of them."""
+    total = sum(tokens_in(part) for part in inputs.values() if isinstance(part, dict))
     for ids, mask in (("input_ids", "attention_mask"), ("decoder_input_ids", "decoder_attention_mask")):
         if isinstance(inputs.get(mask), Tensor):
             total += int(inputs[mask].sum())

@@ -35,6 +35,7 @@ from .baselines import baselines
 from .corpus import TokenizerRecipe
 from .joint import Joint, Source, both, paired
 from .models import Model
+from .prompt import add_prompt
 from .recipe import Optimiser, Schedule, Training, limits
 from .recipe import load as load_recipe
 from .rows import Row, read
@@ -89,9 +90,9 @@ class Data:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tune(Training):
-    task: TaskSection
-    data: Data
+class Common(Training):
+    """What a recipe of one task and one of several have in common."""
+
     model: str | Model = "minilm"  # a section is a model from scratch
     tokenizer: TokenizerRecipe = field(default_factory=TokenizerRecipe)  # of a model from scratch
     way: Way = field(default_factory=Way)
@@ -100,6 +101,13 @@ class Tune(Training):
     batch: int = limits(32, least=1)
     epochs: float | None = limits(None, least=0)
     score_batch: int = limits(64, least=1)
+    lstm: bool = True  # a small LSTM among the baselines of tasks with labels
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tune(Common):
+    task: TaskSection
+    data: Data
     source: Source | None = None  # rows of another domain beside data.train
     untuned: bool = False  # score the base as it is, too; only where the task adds no head
 
@@ -132,6 +140,7 @@ class Tuned:
     loss: float | None
     valid: float
     path: str
+    data: str  # the folder that the recipe's files are in
 
     @property
     def beaten(self) -> list[str]:
@@ -193,12 +202,8 @@ def tune(path: str | Path, data: str | Path, out: str | Path, *, changes: Sequen
     """
     recipe = load_recipe(path, Tune, changes)
     folder, out = Path(data), Path(out)
-    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / FILE).is_file())):
-        raise SupremumError(f"{out}: exists and is no result of tune.", "Choose another --out, or remove it.")
-    if (out / FILE).is_file() and not fresh:
-        raise SupremumError(f"{out}: holds a result already.", "--fresh replaces it; or choose another --out.")
-    settings = {key: value for key, value in dataclasses.asdict(recipe.task).items() if key != "name" and value is not None}
-    task = make(recipe.task.name, settings, str(path))
+    check_out(out, fresh)
+    task = make(recipe.task.name, settings_of(recipe.task), str(path))
     with phase("read rows"):
         train, valid, test = splits(task, recipe, folder)
     leaked = {"valid": leaks(task, train, valid), "test": leaks(task, train, test)}
@@ -227,6 +232,9 @@ def tune(path: str | Path, data: str | Path, out: str | Path, *, changes: Sequen
     minutes, steps, loss = 0.0, 0, None
     trained, total = 0, counts(model)[1]
     if recipe.epochs != 0:
+        prompt: list[int] = []
+        if recipe.way.name == "prompt":
+            tokenizer, prompt = add_prompt(model, tokenizer, recipe.way.tokens, seed)
         with phase("tokens"):
             features = task.encode(train, tokenizer)
         collate, joint = task.collate(tokenizer), None
@@ -236,7 +244,7 @@ def tune(path: str | Path, data: str | Path, out: str | Path, *, changes: Sequen
             features, collate = paired(task.encode(others, tokenizer), features), both(collate)
             joint = Joint(task, model, recipe.source)
         steps = recipe.total_steps(len(features))
-        model, callbacks = prepare(model, recipe.way, steps)
+        model, callbacks = prepare(model, recipe.way, steps, prompt)
         trained, total = counts(model)
         started = time.perf_counter()
         fitted = fit(model, features, recipe, work, collator=collate, callbacks=callbacks,
@@ -249,16 +257,30 @@ def tune(path: str | Path, data: str | Path, out: str | Path, *, changes: Sequen
     model.eval()
     with phase("score"):
         said = task.predict(model, tokenizer, test, recipe.score_batch)
-        lines = table(task, train, test, said, before, seed)
+        lines = table(task, train, test, said, before, seed, valid if recipe.lstm else None)
         held = task.score(task.truth(valid), task.predict(model, tokenizer, valid, recipe.score_batch))
     result = Tuned(recipe=str(path), task=task.name, metric=task.metric, model=said_of(recipe.model), way=recipe.way.name,
                    lines=lines, rows={"train": len(train), "valid": len(valid), "test": len(test)}, leaks=leaked,
                    labels=task.labels, trained=trained, parameters=total, steps=steps, minutes=minutes, loss=loss,
-                   valid=float(held[task.metric]), path=str(out))
-    write(model, tokenizer, result, inputs, out)
+                   valid=float(held[task.metric]), path=str(out), data=str(data))
+    with replacing_folder(out) as staging:
+        put(model, tokenizer, result, inputs, staging)
     if run is not None:
         run.discard()
     return result
+
+
+def check_out(out: Path, fresh: bool) -> None:
+    """Refuse an output folder that holds something."""
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / FILE).is_file())):
+        raise SupremumError(f"{out}: exists and is no result of tune.", "Choose another --out, or remove it.")
+    if (out / FILE).is_file() and not fresh:
+        raise SupremumError(f"{out}: holds a result already.", "--fresh replaces it; or choose another --out.")
+
+
+def settings_of(section: TaskSection) -> dict[str, Any]:
+    """What a recipe sets of its task."""
+    return {key: value for key, value in dataclasses.asdict(section).items() if key != "name" and value is not None}
 
 
 def splits(task: Task, recipe: Tune, folder: Path) -> tuple[list[Row], list[Row], list[Row]]:
@@ -297,10 +319,11 @@ def leaks(task: Task, train: Sequence[Row], rows: Sequence[Row]) -> int:
 
 
 def table(task: Task, train: Sequence[Row], test: Sequence[Row], said: list[Any], before: list[Any] | None,
-          seed: int) -> list[Line]:
-    """The tuned model and what it had to beat, each with its interval and the paired difference."""
+          seed: int, valid: Sequence[Row] | None = None) -> list[Line]:
+    """The tuned model and what it had to beat, each with its interval and the paired difference. valid: rows that an LSTM's
+    passes are chosen by; None leaves it out."""
     truth = task.truth(test)
-    others = ({"untuned": before} if before is not None else {}) | baselines(task, train, test)
+    others = ({"untuned": before} if before is not None else {}) | baselines(task, train, test, valid, seed)
     own, counted = task.each(truth, said), task.parts(truth, said)
     if own is not None:
         ours = mean_interval(own, seed=seed)
@@ -323,14 +346,13 @@ def table(task: Task, train: Sequence[Row], test: Sequence[Row], said: list[Any]
     return lines
 
 
-def write(model: Any, tokenizer: Any, result: Tuned, inputs: Mapping[str, Any], out: Path) -> None:
-    """The folder, written beside and moved into place."""
-    with replacing_folder(out) as staging:
-        transformers.utils.logging.disable_progress_bar()  # a moment's work
-        model._keys_to_ignore_on_save = None  # computed tables of places, too: a folder is whole without its class's code
-        model.save_pretrained(staging)
-        tokenizer.save_pretrained(staging)
-        versions = {name: version_of(name) for name in ("torch", "transformers", "peft", "scikit-learn")}
-        document = {**plain(result), "beaten_by_or_level_with": result.beaten, "inputs": inputs, "versions": versions,
-                    "threads": torch.get_num_threads()}
-        write_atomic(staging / FILE, json.dumps(plain(document), indent=1, default=str).encode())
+def put(model: Any, tokenizer: Any, result: Tuned, inputs: Mapping[str, Any], folder: Path) -> None:
+    """The model's files and tune.json."""
+    transformers.utils.logging.disable_progress_bar()  # a moment's work
+    model._keys_to_ignore_on_save = None  # computed tables of places, too: a folder is whole without its class's code
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    versions = {name: version_of(name) for name in ("torch", "transformers", "peft", "scikit-learn")}
+    document = {**plain(result), "beaten_by_or_level_with": result.beaten, "inputs": inputs, "versions": versions,
+                "threads": torch.get_num_threads()}
+    write_atomic(folder / FILE, json.dumps(plain(document), indent=1, default=str).encode())

@@ -3,6 +3,7 @@
     lora     W + (alpha / r) B A                      A (r, I), B (O, r); Hu et al. 2021, arXiv:2106.09685
     adalora  W + P diag(lambda) Q                     ranks pruned to a budget; Zhang et al. 2023, arXiv:2303.10512
     ia3      keys, values and FFN inputs scaled       one vector each; Liu et al. 2022, arXiv:2205.05638
+    prompt   n vectors before the embedded input      rows of the embedding in the end: prompt.py
     gradual  the top block first, then the next       Howard and Ruder 2018, arXiv:1801.06146
 
 Adapters are PEFT's. All of them end in a plain model: `merged` adds them to the weights that they change.
@@ -24,11 +25,12 @@ from .recipe import limits
 
 @dataclass(frozen=True)
 class Way:
-    name: Literal["full", "frozen", "gradual", "lora", "adalora", "ia3"] = "full"
+    name: Literal["full", "frozen", "gradual", "lora", "adalora", "ia3", "prompt"] = "full"
     rank: int = limits(8, least=1)  # lora, and where adalora ends on average (it begins at 1.5 times as many)
     alpha: int = limits(16, least=1)
     dropout: float = limits(0.0, least=0, most=0.99)  # of the adapter's input
     targets: tuple[str, ...] = ()  # ends of layer names; all linear layers of the blocks for lora and adalora
+    tokens: int = limits(20, least=1, most=512)  # prompt: its length
     share: float = limits(0.5, above=0, most=1)  # gradual: share of the steps by whose end every block is trained
 
 
@@ -56,8 +58,8 @@ def blocks(model: Any) -> list[nn.Module]:
     return list(next(found for found in lists if len(found) == most))
 
 
-def prepare(model: Any, way: Way, steps: int) -> tuple[Any, list[TrainerCallback]]:
-    """The model as it will be trained, and what must run beside the training."""
+def prepare(model: Any, way: Way, steps: int, prompt: Sequence[int] = ()) -> tuple[Any, list[TrainerCallback]]:
+    """The model as it will be trained, and what must run beside the training. prompt: ids of its tokens (prompt.py)."""
     if way.name == "full":
         return model, []
     if way.name == "frozen":
@@ -72,10 +74,10 @@ def prepare(model: Any, way: Way, steps: int) -> tuple[Any, list[TrainerCallback
         return model, []
     if way.name == "gradual":
         return model, [Unfreeze(model, way.share, steps)]
-    return _adapted(model, way, steps)
+    return _adapted(model, way, steps, prompt)
 
 
-def _adapted(model: Any, way: Way, steps: int) -> tuple[Any, list[TrainerCallback]]:
+def _adapted(model: Any, way: Way, steps: int, prompt: Sequence[int]) -> tuple[Any, list[TrainerCallback]]:
     try:
         import peft
     except ImportError as error:
@@ -95,6 +97,8 @@ def _adapted(model: Any, way: Way, steps: int) -> tuple[Any, list[TrainerCallbac
         found = peft.AdaLoraConfig(init_r=max(2, way.rank * 3 // 2), target_r=way.rank, lora_alpha=way.alpha,
                                    lora_dropout=way.dropout, target_modules=names, total_step=steps, tinit=steps // 10,
                                    tfinal=max(1, steps // 3), deltaT=max(1, steps // 100))
+    elif way.name == "prompt":
+        found = peft.TrainableTokensConfig(token_indices=list(prompt))
     else:
         found = peft.IA3Config(target_modules=list(way.targets) or None)
         if way.targets:
