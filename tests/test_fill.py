@@ -45,6 +45,7 @@ def test_bits_are_kept(family, bits, tiny_model, text, tmp_path):  # noqa: F811
     assert result.document["proof"]["passed"]
 
 
+@pytest.mark.slow
 def test_largest_kl_is_kept_and_nearly_used(tiny_model, text, tmp_path):  # noqa: F811
     result = run(tiny_model("llama", "bfloat16", hidden_size=128), text, tmp_path / "out", Budget(max_kl=0.02))
     assert 0.9 * 0.02 <= result.document["result"]["measured"]["kl_mean"] <= 0.02
@@ -96,6 +97,7 @@ def test_lossless_of_float32_names_the_remedy(tiny_model, tmp_path):
         store_without_loss(tiny_model("llama"), tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_killed_between_levels_it_resumes_to_the_same_bytes(tiny_model, text, tmp_path, monkeypatch):  # noqa: F811
     model = tiny_model("llama", "bfloat16")
     whole = run(model, text, tmp_path / "whole", Budget(bits=3.5)).folder

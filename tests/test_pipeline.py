@@ -160,6 +160,7 @@ def test_killed_run_resumes_to_the_same_bytes(tiny_model, text, tmp_path):
     assert files(tmp_path / "killed") == files(whole.folder)
 
 
+@pytest.mark.slow
 def test_another_budget_uses_what_is_gathered(tiny_model, text, tmp_path, monkeypatch):
     model = tiny_model("llama")
     with pytest.raises(BudgetError, match="cannot be reached"):
@@ -221,6 +222,7 @@ def test_the_state_lies_beside_the_output_however_it_is_written(tmp_path, monkey
     assert work_folder(Path("../small")) == work_folder(Path("../other/../small/.")) == tmp_path / "small.work"
 
 
+@pytest.mark.slow
 def test_an_edited_folder_of_text_is_another_run(tiny_model, text, tmp_path, monkeypatch):
     (tmp_path / "corpus").mkdir()
     (tmp_path / "corpus" / "a.txt").write_text(Path(text).read_text())
@@ -242,6 +244,7 @@ def test_missing_text_is_refused_before_anything_is_made(tiny_model, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_only_some_formats_and_the_command_that_repeats_the_run(tiny_model, text, tmp_path):
     model = tiny_model("llama")
     result = run(model, text, tmp_path / "out", Budget(bits=6), only=["Q8_0", "Q5_0"])

@@ -59,6 +59,22 @@ def test_ends_where_no_single_code_can_be_changed(name: str) -> None:
     assert gained_OIK.amin(-1).max() < 0  # and every weight could have been worse
 
 
+def test_ends_where_no_single_scale_can_be_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By more than bfloat16 rounds it: what the best change of one group's scale would gain, in parts of the damage."""
+    monkeypatch.setattr(descent, "OUTPUT_DAMPING", 0.01)
+    coded, target_OI, metric_II, fisher_OO = problem("int3-g32", rows=8)
+    found = descend(coded, target_OI, metric_II, fisher_OO, rounds=60)
+    codes_OI, _ = found.codec.unpack(found.tensors, found.shape)
+    fisher_OO, metric_II = damped(fisher_OO, 0.01).double(), metric_II.double()
+    change_OI = target_OI.double() - found.decode().double()
+    level_OGS = found.codec.levels.double()[codes_OI.long()].unflatten(1, (-1, 32))
+    slope_OGS = (fisher_OO @ change_OI @ metric_II).unflatten(1, (-1, 32))
+    inner_GSS = torch.stack([metric_II[i:i + 32, i:i + 32] for i in range(0, len(metric_II), 32)])
+    steep_OG = torch.einsum("ogs,gst,ogt->og", level_OGS, inner_GSS, level_OGS) * fisher_OO.diagonal()[:, None]
+    gain_OG = (slope_OGS * level_OGS).sum(-1).square() / steep_OG
+    assert gain_OG.max() < 0.002 * float((fisher_OO * (change_OI @ metric_II @ change_OI.T)).sum())
+
+
 def test_rows_make_up_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where two rows are read as their sum, errors of opposite sign are free: no row by itself knows that."""
     monkeypatch.setattr(descent, "OUTPUT_DAMPING", 0.01)
