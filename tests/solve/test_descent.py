@@ -84,6 +84,14 @@ def test_rows_make_up_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
     assert damage(together, target_OI, metric_II, fisher_OO) < 0.7 * damage(apart, target_OI, metric_II, fisher_OO)
 
 
+def test_a_diagonal_leaves_the_rows_apart() -> None:
+    coded, target_OI, metric_II, fisher_OO = problem("int3-g32")
+    alone = [descend(coded, target_OI, metric_II, one) for one in (fisher_OO.diagonal(), torch.eye(len(fisher_OO)))]
+    assert all(torch.equal(alone[0].tensors[key], alone[1].tensors[key]) for key in coded.tensors)
+    together = descend(coded, target_OI, metric_II, fisher_OO)
+    assert any(not torch.equal(alone[0].tensors[key], together.tensors[key]) for key in coded.tensors)
+
+
 def test_leaves_alone_what_is_exact() -> None:
     coded, _, metric_II, fisher_OO = problem("int4-g64")
     assert descend(coded, coded.decode(), metric_II, fisher_OO) is coded

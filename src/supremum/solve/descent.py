@@ -35,42 +35,43 @@ OUTPUT_DAMPING = 1.0  # share of diag(B) added to B: less fits the few sequences
 def descend(coded: Coded, target_OI: Tensor, metric_II: Tensor, fisher: Tensor, *, rounds: int = ROUNDS) -> Coded:
     """The same format with other codes and scales, never with more damage.
 
-    target_OI: W (O, I). metric_II: S, damped. fisher: B (O, O), or its diagonal (O,), which leaves the rows apart."""
+    target_OI: W (O, I). metric_II: S, damped. fisher: B (O, O), or its diagonal (O,), which leaves the rows
+    apart: then its values do not matter."""
     codec = coded.codec
     codes_OI, grid = codec.unpack(coded.tensors, coded.shape)
     codes_OI, grid = codes_OI.clone(), _rows(grid, torch.arange(len(codes_OI)))
-    if fisher.ndim == 1:  # each row by itself: its weight does not matter
-        fisher = torch.eye(len(codes_OI))
-    fisher_OO = damped(fisher.float(), OUTPUT_DAMPING)
+    fisher_OO = damped(fisher.float(), OUTPUT_DAMPING) if fisher.ndim == 2 else None
     levels_K, code_H = codec.levels.numpy(), code_table(codec).numpy()
     change_OI = target_OI - decode_grid(codec, codes_OI, grid)
-    before = _damage(change_OI, metric_II, fisher_OO)
     moved_OI = change_OI @ metric_II
+    before = _damage(change_OI, moved_OI, fisher_OO)
     blocks = -(-len(codes_OI) // BLOCK)
     for _ in range(rounds):
         for start in range(blocks):
             rows = torch.arange(start, len(codes_OI), blocks)  # far apart: neighbours depend on each other most
-            fisher_BO, codes_BI, part, old_BI = fisher_OO[rows], codes_OI[rows], _rows(grid, rows), change_OI[rows]
-            fisher_BB, change_BI = fisher_BO[:, rows].contiguous(), old_BI
+            fisher_BO = None if fisher_OO is None else fisher_OO[rows]
+            fisher_BB = torch.eye(len(rows)) if fisher_BO is None else fisher_BO[:, rows].contiguous()
+            codes_BI, part, old_BI = codes_OI[rows], _rows(grid, rows), change_OI[rows]
+            change_BI = old_BI
             if codec.rows == 1:
-                wanted_BI = fisher_BO @ change_OI / fisher_BB.diagonal()[:, None]
+                wanted_BI = old_BI if fisher_BO is None else fisher_BO @ change_OI / fisher_BB.diagonal()[:, None]
                 part, change_BI = _refitted(target_OI[rows], codes_BI, part, wanted_BI, old_BI, metric_II, codec)
                 _replace(grid, rows, part)
                 moved_OI[rows] += (change_BI - old_BI) @ metric_II
-            slope_BI = fisher_BO @ moved_OI
+            slope_BI = moved_OI[rows] if fisher_BO is None else fisher_BO @ moved_OI
             moved_BI = torch.zeros_like(slope_BI)
             _sweep(codes_BI.numpy(), change_BI.numpy(), slope_BI.numpy(), moved_BI.numpy(), fisher_BB.numpy(),
                    metric_II.numpy(), part.scale_OG.numpy(), codec.step or len(metric_II), levels_K, code_H)
             codes_OI[rows], change_OI[rows] = codes_BI, change_BI
             moved_OI[rows] += moved_BI
     result = Coded(codec, codec.pack(codes_OI, grid), coded.shape)
-    after = _damage(target_OI - result.decode(), metric_II, fisher_OO)  # as stored: rows of some formats share a factor
-    return result if after < before else coded
+    change_OI = target_OI - result.decode()  # as stored: rows of some formats share a factor
+    return result if _damage(change_OI, change_OI @ metric_II, fisher_OO) < before else coded
 
 
-def _damage(change_OI: Tensor, metric_II: Tensor, fisher_OO: Tensor) -> float:
-    """tr(B dW S dW^T) / 2."""
-    return float(((change_OI @ metric_II) * (fisher_OO @ change_OI)).sum(dtype=torch.float64)) / 2
+def _damage(change_OI: Tensor, moved_OI: Tensor, fisher_OO: Tensor | None) -> float:
+    """tr(B dW S dW^T) / 2, moved_OI: dW S; without B the sum over rows."""
+    return float((moved_OI * (change_OI if fisher_OO is None else fisher_OO @ change_OI)).sum(dtype=torch.float64)) / 2
 
 
 def _refitted(target_BI: Tensor, codes_BI: Tensor, grid: Grid, wanted_BI: Tensor, change_BI: Tensor, metric_II: Tensor,
