@@ -84,9 +84,10 @@ def test_errors_are_one_line(tmp_path: Path) -> None:
 def test_ctrl_c_leaves_nothing_half_written(tmp_path: Path) -> None:
     source = tmp_path / "a.jsonl"
     source.write_text("".join(json.dumps({"text": f"{n} " + "some words to clean " * 500}) + "\n" for n in range(3000)))
+    heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # whoever began the tests may ignore it
     program = subprocess.Popen(
-        [sys.executable, "-c", "from supremum.cli import main; main()", "text", "clean", str(source), "--workers", "2",
-         "--quality", "repetition", "--out", str(tmp_path / "b.jsonl")],
+        [sys.executable, "-c", f"{heard}; from supremum.cli import main; main()", "text", "clean", str(source),
+         "--workers", "2", "--quality", "repetition", "--out", str(tmp_path / "b.jsonl")],
         stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=dict(os.environ), start_new_session=True)
     deadline = time.monotonic() + 60
     while not (tmp_path / ".b.jsonl.work" / "documents").exists() and time.monotonic() < deadline:
