@@ -19,7 +19,6 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, TypeVar
 
 import torch
@@ -27,7 +26,7 @@ from scipy.linalg.lapack import dtrtri
 from torch import Tensor
 
 from ..codecs import Codec, Coded, Grid, decode_grid
-from .scales import nearest_levels, refit, search, uniform_levels
+from .scales import code_table, nearest_levels, refit, search, uniform_levels
 
 Result = TypeVar("Result")
 BLOCK = 64
@@ -135,9 +134,7 @@ def _solve_stacked(targets: Mapping[str, Tensor], target_OI: Tensor, metric: Met
     coded, start = {}, 0
     for name, target in targets.items():
         rows = slice(start, start + target.shape[0])
-        part = Grid(best[1].scale_OG[rows], None if best[1].offset_OG is None else best[1].offset_OG[rows],
-                    {key: value[rows] for key, value in best[1].fields.items()})
-        coded[name] = Coded(codec, codec.pack(best[0][rows], part), (target.shape[0], target.shape[1]))
+        coded[name] = Coded(codec, codec.pack(best[0][rows], rows_of(best[1], rows)), (target.shape[0], target.shape[1]))
         start = rows.stop
     return coded
 
@@ -145,6 +142,12 @@ def _solve_stacked(targets: Mapping[str, Tensor], target_OI: Tensor, metric: Met
 def _loss(target_OI: Tensor, codes_OI: Tensor, grid: Grid, codec: Codec, metric: Metric) -> Tensor:
     change_OI = target_OI - decode_grid(codec, codes_OI, grid)
     return torch.linalg.vecdot(change_OI @ metric.moment_II, change_OI)
+
+
+def rows_of(grid: Grid, rows: slice | Tensor) -> Grid:
+    """The grid of some rows: a view for a slice, a copy for indices."""
+    return Grid(grid.scale_OG[rows], None if grid.offset_OG is None else grid.offset_OG[rows],
+                {key: value[rows] for key, value in grid.fields.items()})
 
 
 def pick_rows(first_O: Tensor, first: Grid, second: Grid) -> Grid:
@@ -179,15 +182,7 @@ def _index(level: Tensor, codec: Codec) -> Tensor:
     bounds = uniform_levels(codec)
     if bounds is not None:
         return (level - bounds[0]).to(torch.uint8)
-    return _codes_of_levels(codec)[(level - codec.levels[0]).int()]
-
-
-@cache
-def _codes_of_levels(codec: Codec) -> Tensor:
-    """Code by level - lowest level: levels are whole numbers."""
-    codes = torch.zeros(int(codec.levels[-1] - codec.levels[0]) + 1, dtype=torch.uint8)
-    codes[(codec.levels - codec.levels[0]).long()] = torch.arange(len(codec.levels), dtype=torch.uint8)
-    return codes
+    return code_table(codec)[(level - codec.levels[0]).mul_(2).int()]
 
 
 def _cancel(target_OI: Tensor, metric: Metric, grid: Grid, codec: Codec) -> tuple[Tensor, Tensor]:

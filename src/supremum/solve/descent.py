@@ -23,10 +23,10 @@ from numba import njit
 from torch import Tensor
 
 from ..codecs import Codec, Coded, Grid, decode_grid
-from .cancellation import damped, pick_rows
+from .cancellation import damped, pick_rows, rows_of
 from .scales import code_table, refit
 
-ROUNDS = 3  # over all rows; the fourth lowers the damage by less than 1 %
+ROUNDS = 3  # over all rows
 SWEEPS = 2  # over the columns of a row, each time that its turn comes
 BLOCK = 32  # rows whose scales are fitted, and whose g is computed, together
 OUTPUT_DAMPING = 1.0  # share of diag(B) added to B: less fits the few sequences that B was seen on (bench/ridge.py)
@@ -39,7 +39,7 @@ def descend(coded: Coded, target_OI: Tensor, metric_II: Tensor, fisher: Tensor, 
     apart: then its values do not matter."""
     codec = coded.codec
     codes_OI, grid = codec.unpack(coded.tensors, coded.shape)
-    codes_OI, grid = codes_OI.clone(), _rows(grid, torch.arange(len(codes_OI)))
+    codes_OI, grid = codes_OI.clone(), rows_of(grid, torch.arange(len(codes_OI)))
     fisher_OO = damped(fisher.float(), OUTPUT_DAMPING) if fisher.ndim == 2 else None
     levels_K, code_H = codec.levels.numpy(), code_table(codec).numpy()
     change_OI = target_OI - decode_grid(codec, codes_OI, grid)
@@ -51,7 +51,7 @@ def descend(coded: Coded, target_OI: Tensor, metric_II: Tensor, fisher: Tensor, 
             rows = torch.arange(start, len(codes_OI), blocks)  # far apart: neighbours depend on each other most
             fisher_BO = None if fisher_OO is None else fisher_OO[rows]
             fisher_BB = torch.eye(len(rows)) if fisher_BO is None else fisher_BO[:, rows].contiguous()
-            codes_BI, part, old_BI = codes_OI[rows], _rows(grid, rows), change_OI[rows]
+            codes_BI, part, old_BI = codes_OI[rows], rows_of(grid, rows), change_OI[rows]
             change_BI = old_BI
             if codec.rows == 1:
                 wanted_BI = old_BI if fisher_BO is None else fisher_BO @ change_OI / fisher_BB.diagonal()[:, None]
@@ -82,11 +82,6 @@ def _refitted(target_BI: Tensor, codes_BI: Tensor, grid: Grid, wanted_BI: Tensor
     left_BI = wanted_BI + new_BI - change_BI
     better_B = torch.linalg.vecdot(left_BI @ metric_II, left_BI) < torch.linalg.vecdot(wanted_BI @ metric_II, wanted_BI)
     return pick_rows(better_B, new, grid), torch.where(better_B[:, None], new_BI, change_BI)
-
-
-def _rows(grid: Grid, rows: Tensor) -> Grid:
-    return Grid(grid.scale_OG[rows], None if grid.offset_OG is None else grid.offset_OG[rows],
-                {key: value[rows] for key, value in grid.fields.items()})
 
 
 def _replace(grid: Grid, rows: Tensor, part: Grid) -> None:

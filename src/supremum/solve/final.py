@@ -6,10 +6,9 @@ nearest to
     W* = W E[x xh^T] (E[xh xh^T] + Lambda)^-1     in the metric E[xh xh^T]                    (Qronos, arXiv 2505.11695)
 
 (Lambda is added to both moments, so that W* = W where nothing has drifted). The means over tokens weigh each by what an
-error there does to the answers, w_t = |g_t| (stats/fisher.py). A layer that writes into the residual stream
-also mends the error that the stream already holds (residual.py). What cancellation found is then improved weight by weight,
-rows together (descent.py). Within a block the layers are solved in the order in which
-they run, so the second sees the first's error too.
+error there does to the answers, w_t = |g_t| (stats/fisher.py). A layer that writes into the residual stream also mends the
+error that the stream already holds (residual.py). What cancellation found is then improved weight by weight, rows together
+(descent.py). Within a block the layers are solved in the order in which they run, so the second sees the first's error too.
 """
 
 from __future__ import annotations
@@ -71,7 +70,6 @@ class Grids:
 
     def read(self, tensors: dict[str, Tensor], codec: str, shape_OI: tuple[int, int]) -> Coded:
         return Coded(codecs.get(codec), tensors, shape_OI)
-
 
 
 def solve_final(stream: BlockStream, windows_NT: Tensor, workspace: Workspace, plan: Mapping[str, str], weight: Oriented,
