@@ -17,7 +17,7 @@ from supremum.allocate import Budget, Option, Unit
 from supremum.measure.streamed import streamed_quality
 from supremum.pipeline import Statistics, lay_out, open_job, statistics
 from supremum.planning import plan_of
-from supremum.swaps import falls, proposals, search, wanted, within
+from supremum.swaps import falls, proposals, search, swap, wanted, within
 from supremum.workspace import Workspace
 
 
@@ -194,6 +194,13 @@ def test_a_plan_that_measures_well_is_left_alone(found: Statistics) -> None:
     chosen = [unit.options[-1] for unit in found.units]
     assert go(found, chosen, "well") == (chosen, None)
     assert Path(found.gathered.workspace.folder / "well" / "log.json").exists()
+
+
+def test_where_nothing_can_be_swapped_nothing_is_measured(found: Statistics) -> None:
+    assert found.candidates is not None
+    budget, chosen = Budget(bits=2.5), [unit.options[0] for unit in found.units]  # the least of all: only up
+    done = swap(found.gathered, found.job.kind, budget, found.units, chosen, found.candidates, found.reference, 1.0)
+    assert done == (chosen, None) and not (found.gathered.workspace.folder / budget.name / "swaps").exists()
 
 
 def test_below_three_bits_a_run_searches_and_says_what_it_bought(tiny_model: Any, tmp_path: Path) -> None:
