@@ -93,11 +93,20 @@ def test_the_chosen_file_scores_as_stock_transformers_says(lowered: Any, tuned: 
     assert not lowered.folder.with_name("out.work").exists()
 
 
-def test_it_is_not_done_twice(lowered: Any, tuned: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_it_is_not_done_twice(lowered: Any, tuned: Path, text: str, tmp_path: Path,  # noqa: F811
+                              monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "statistics", lambda *_: pytest.fail("nothing is left to do"))
     assert lower(tuned, text, lowered.folder, "accuracy=0.99x").document == read_document(lowered.folder)
     with pytest.raises(SupremumError, match="another result"):
         lower(tuned, text, lowered.folder, "accuracy=0.98x")
+    other = tmp_path / "other"
+    shutil.copytree(tuned.parent, other, ignore=shutil.ignore_patterns("out*"))
+    assert lower(tuned, text, lowered.folder, "accuracy=0.99x", data=other).document == read_document(lowered.folder)
+    for name in ("valid", "test"):  # the same labels, other words
+        (other / f"{name}.tsv").write_text((tuned.parent / f"{name}.tsv").read_text().replace("river", "stone"))
+        with pytest.raises(SupremumError, match="another result"):
+            lower(tuned, text, lowered.folder, "accuracy=0.99x", data=other)
+        shutil.copy(tuned.parent / f"{name}.tsv", other)
 
 
 def test_a_missed_floor_says_by_how_much_and_loses_nothing(tuned: Path, text: str, tmp_path: Path, lowered: Any,  # noqa: F811

@@ -22,7 +22,6 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +37,7 @@ from .planning import block_rate, units_of
 from .progress import keep_timings, note, phase
 from .train.base import reopen
 from .train.recipe import again
-from .train.rows import Row
+from .train.rows import Row, digest
 from .train.tasks import make
 from .train.tune import DRAWS, FILE, Tune, settings_of, splits
 from .workspace import Workspace
@@ -88,6 +87,7 @@ class Judge:
         with phase("read rows"):
             _, valid, test = splits(self.task, self.recipe, folder)
         self.rows: dict[str, list[Row]] = {"valid": valid, "test": test}
+        self.digests = {name: digest(rows) for name, rows in self.rows.items()}
         if tuned["labels"] != self.task.labels:
             raise SupremumError(f"{folder}: its training rows have the labels {', '.join(self.task.labels[:8])}, the model "
                                 f"has {', '.join(map(str, tuned['labels'][:8]))}.",
@@ -115,11 +115,6 @@ class Judge:
         with phase(f"score the {split} rows"):
             said = self._said(open_checkpoint(written), (split,))[split]
         return {"metric": self._interval(split, said), "change": self._change(split, said)}
-
-    def digest(self, split: str) -> str:
-        """Of a split's rows, wherever their files lie."""
-        rows = [{key: value for key, value in row.items() if key != "where"} for row in self.rows[split]]
-        return blake2b(json.dumps(rows, sort_keys=True).encode(), digest_size=8).hexdigest()
 
     def _said(self, checkpoint: Checkpoint, splits: Sequence[str]) -> dict[str, list[Any]]:
         model, tokenizer = reopen(checkpoint, self.task)
@@ -163,7 +158,8 @@ def optimize_floor(model: str | Path, floor: Floor, budget: Budget | None = None
     """
     folder = Path(out)
     job = open_job(model, folder, target=target, text=text, tokens=tokens, keep=keep, only=only, seed=seed, dtype=dtype)
-    if not fresh and (done := _finished(folder, job, floor, budget)):
+    judge = Judge(job.checkpoint, floor, Path(data) if data else None, seed)
+    if not fresh and (done := _finished(folder, job, judge, budget)):
         note(f"{folder}: is finished with the same inputs; --fresh runs it again.")
         return Result(folder, done)
     if not fresh:
@@ -172,7 +168,6 @@ def optimize_floor(model: str | Path, floor: Floor, budget: Budget | None = None
         layout = lay_out(job)
         points = [budget] if budget else _points(job, layout)
         check(job, layout, points[:1], folder)
-    judge = Judge(job.checkpoint, floor, Path(data) if data else None, seed)
     original = judge.original()
     workspace = Workspace(work_folder(folder), job.inputs, fresh=fresh)
     keep_timings(workspace.path("timings.json"))
@@ -188,7 +183,7 @@ def optimize_floor(model: str | Path, floor: Floor, budget: Budget | None = None
         given = asdict(budget) if budget else {}
         staging, document = finish(found, chosen, folder, floor=plain({
             "asked": str(floor), "metric": floor.metric, "least": original["least"], "searched": budget is None,
-            "rows": {name: len(rows) for name, rows in judge.rows.items()},
+            "rows": {name: len(rows) for name, rows in judge.rows.items()}, "digests": judge.digests,
             "original": {name: original[name] for name in judge.rows},
             "reached": {name: score["metric"] for name, score in scores.items()},
             "change": {name: score["change"] for name, score in scores.items()}, "tried": tried,
@@ -202,12 +197,13 @@ def optimize_floor(model: str | Path, floor: Floor, budget: Budget | None = None
         workspace.close()
 
 
-def _finished(folder: Path, job: Job, floor: Floor, budget: Budget | None) -> Any:
-    """The document of an earlier run of the same inputs, floor and budget."""
+def _finished(folder: Path, job: Job, judge: Judge, budget: Budget | None) -> Any:
+    """The document of an earlier run of the same inputs, rows, floor and budget."""
     try:
         stored = json.loads((folder / "supremum.json").read_text())
         made_for, bits = stored["result"].get("floor") or {}, stored["budget"]["bits"]
-        if made_for["asked"] != str(floor) or made_for["searched"] != (budget is None):
+        told = made_for["asked"], made_for["searched"], made_for["digests"]
+        if told != (str(judge.floor), budget is None, judge.digests):
             return None
         return finished(folder, job.inputs, budget or Budget(bits=bits))
     except (OSError, ValueError, KeyError, TypeError):
@@ -265,7 +261,7 @@ def _score(found: Statistics, judge: Judge, budget: Budget, split: str) -> dict[
         reached, written = made(found, budget)
         return plain({**judge.score(written, split), "bytes": reached.size})
 
-    words = f"{judge.floor.metric}-{split}-{judge.digest(split)}"
+    words = f"{judge.floor.metric}-{split}-{judge.digests[split]}"
     scored: dict[str, Any] = found.gathered.workspace.json(f"floor/{budget.name}-{words}.json", compute)
     return scored
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from supremum.errors import SupremumError
+from supremum.errors import StateError, SupremumError
 from supremum.train.base import load as load_base
 from supremum.train.several import Together, rows_of_each, share, tune_several
 from supremum.train.tasks import make
@@ -135,3 +135,18 @@ def test_recipes_that_cannot_be_are_refused(changes: list[str], said: str, tiny_
     with pytest.raises(SupremumError, match=said):
         tune_several(written(tmp_path, tiny_model("bert")), tmp_path, tmp_path / "out", changes=changes)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_killed_run_goes_on_with_the_same_rows_only(tiny_model: Callable[..., Path], tmp_path: Path,
+                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("supremum.train.several.fit", killed)
+    path = written(tmp_path, tiny_model("bert"))
+    with pytest.raises(KeyboardInterrupt):
+        tune_several(path, tmp_path, tmp_path / "out")
+    file = tmp_path / "pairs-train.tsv"
+    file.write_text(file.read_text().replace("\tsame\n", "\tother\n", 1))
+    with pytest.raises(StateError, match=r"\(rows changed"):
+        tune_several(path, tmp_path, tmp_path / "out")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from supremum.errors import SupremumError
+from supremum.errors import StateError, SupremumError
 from supremum.train.base import load as load_base
 from supremum.train.baselines import baselines
 from supremum.train.tasks import make
@@ -185,3 +186,28 @@ def test_the_tokenizer_without_padding_takes_its_end(tiny_model: Callable[..., P
     assert tiny_tokenizer().pad_token_id == tiny_tokenizer().eos_token_id  # what decoders are padded with here
     model, tokenizer, _ = load_base(str(tiny_model("llama")), make("classify", {}, "r.yaml"), 0)
     assert model.config.pad_token_id == tokenizer.pad_token_id
+
+
+def test_a_killed_run_goes_on_with_the_same_rows_only(tiny_model: Callable[..., Path], tmp_path: Path,
+                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    """A corrected label changes no count; a moved folder changes no row."""
+    def killed(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("supremum.train.tune.fit", killed)
+    data = tmp_path / "data"
+    data.mkdir()
+    path = recipe(data, tiny_model("bert"), lstm=False, source={"train": "source.tsv", "alpha": 0.5})
+    shutil.copy(data / "train.tsv", data / "source.tsv")
+    with pytest.raises(KeyboardInterrupt):
+        tune(path, data, tmp_path / "out")
+    shutil.copytree(data, tmp_path / "moved")
+    with pytest.raises(KeyboardInterrupt):  # goes on
+        tune(path, tmp_path / "moved", tmp_path / "out")
+    for name in ("train", "valid", "test", "source"):
+        file = data / f"{name}.tsv"
+        before = file.read_text()
+        file.write_text(before.replace("\tgood\n", "\tbad\n", 1))
+        with pytest.raises(StateError, match=r"\(rows changed"):
+            tune(path, data, tmp_path / "out")
+        file.write_text(before)

@@ -177,7 +177,7 @@ class Tried(TypedDict):
     held: bool
 
 
-class Floor(TypedDict):
+class FloorBase(TypedDict):
     """A task's metric as the budget (floor.py). `change`: the file's minus the original's, on the same rows."""
 
     asked: str  # "accuracy=0.99x"
@@ -190,6 +190,10 @@ class Floor(TypedDict):
     change: Splits
     tried: list[Tried]
     held_on_test: bool  # whether the test rows, which had no part in the choice, agree
+
+
+class Floor(FloorBase, total=False):
+    digests: dict[str, str]  # of the rows, which a finished run is known by
 
 
 class ResultSection(ResultBase, total=False):

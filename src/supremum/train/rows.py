@@ -21,6 +21,7 @@ import json
 import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,12 @@ def read(folder: Path, names: Sequence[str], roles: Sequence[str], columns: Colu
     if not rows:
         raise SupremumError(f"{', '.join(names)}: no rows are left.", "Name files with rows, or widen [first:last].")
     return rows
+
+
+def digest(rows: Sequence[Row]) -> str:
+    """Of the rows, wherever their files lie."""
+    bare = [{key: value for key, value in row.items() if key != "where"} for row in rows]
+    return blake2b(json.dumps(bare, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
 def _file(folder: Path, name: str, roles: Sequence[str], columns: Columns, kind: str) -> list[Row]:

@@ -29,7 +29,7 @@ from .recipe import limits
 from .recipe import load as load_recipe
 from .tasks import Task, make
 from .trainer import Trainer, fit, open_run
-from .tune import FILE, Common, Data, TaskSection, Tune, Tuned, check_out, leaks, put, settings_of, splits, table
+from .tune import FILE, Common, Data, TaskSection, Tune, Tuned, check_out, digests, leaks, put, settings_of, splits, table
 from .ways import counts, merged, prepare, trunk
 
 
@@ -132,7 +132,7 @@ def tune_several(path: str | Path, data: str | Path, out: str | Path, *, changes
     loaded = {name: load_base(base, task, recipe.seed) for name, task in tasks.items()}
     models, tokenizer = [model for model, *_ in loaded.values()], loaded[names[0]][1]
     inputs = {"supremum": __version__, "recipe": plain(recipe), "model": loaded[names[0]][2],
-              "rows": {name: len(found[0]) for name, found in rows.items()}}
+              "rows": {name: digests(train=train, valid=valid, test=test) for name, (train, valid, test) in rows.items()}}
     work = out.with_name(f"{out.name}.work")
     run = open_run(work, inputs, fresh=fresh)
     share(models, names)

@@ -38,7 +38,7 @@ from .models import Model
 from .prompt import add_prompt
 from .recipe import Optimiser, Schedule, Training, limits
 from .recipe import load as load_recipe
-from .rows import Row, read
+from .rows import Row, digest, read
 from .tasks import Task, make
 from .trainer import Trainer, fit, open_run
 from .ways import Way, counts, merged, prepare
@@ -206,6 +206,10 @@ def tune(path: str | Path, data: str | Path, out: str | Path, *, changes: Sequen
     task = make(recipe.task.name, settings_of(recipe.task), str(path))
     with phase("read rows"):
         train, valid, test = splits(task, recipe, folder)
+        others: list[Row] = []
+        if recipe.source and recipe.epochs != 0:
+            others = read(folder, recipe.source.train, task.roles, recipe.data.columns, recipe.data.kind)
+            task.check(others)
     leaked = {"valid": leaks(task, train, valid), "test": leaks(task, train, test)}
     for name, count in leaked.items():
         if count:
@@ -220,8 +224,8 @@ def tune(path: str | Path, data: str | Path, out: str | Path, *, changes: Sequen
             model, tokenizer, fingerprint = scratch(recipe.model, recipe.tokenizer, task, train, seed)
     else:
         model, tokenizer, fingerprint = load_base(recipe.model, task, seed)
-    inputs = {"supremum": __version__, "recipe": plain(recipe), "model": fingerprint, "rows": len(train),
-              "first": train[0]["where"]}
+    inputs = {"supremum": __version__, "recipe": plain(recipe), "model": fingerprint,
+              "rows": digests(train=train, valid=valid, test=test, source=others)}
     run = open_run(work, inputs, fresh=fresh)
     before: list[Any] | None = None
     if recipe.untuned:
@@ -239,8 +243,6 @@ def tune(path: str | Path, data: str | Path, out: str | Path, *, changes: Sequen
             features = task.encode(train, tokenizer)
         collate, joint = task.collate(tokenizer), None
         if recipe.source:
-            others = read(folder, recipe.source.train, task.roles, recipe.data.columns, recipe.data.kind)
-            task.check(others)
             features, collate = paired(task.encode(others, tokenizer), features), both(collate)
             joint = Joint(task, model, recipe.source)
         steps = recipe.total_steps(len(features))
@@ -306,6 +308,11 @@ def splits(task: Task, recipe: Tune, folder: Path) -> tuple[list[Row], list[Row]
     for rows in found.values():
         task.check(rows)
     return train, found["valid"], found["test"]
+
+
+def digests(**parts: Sequence[Row]) -> dict[str, str]:
+    """What tells whether any of the rows changed."""
+    return {name: digest(rows) for name, rows in parts.items() if rows}
 
 
 def said_of(model: str | Model) -> str:
