@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import itertools
 import json
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,6 +22,7 @@ from supremum import Budget, SupremumError, convert, measure_limits, open_checkp
 from supremum.errors import BudgetError, StateError
 from supremum.gather import HELD_OUT_TOKENS, window_length, work_folder
 from supremum.measure.quality import evaluate
+from supremum.output import check_output
 from supremum.report import read_document
 from supremum.text import calibration_and_held_out
 from supremum.workspace import Workspace
@@ -216,6 +219,16 @@ def test_the_folder_that_the_command_runs_in_is_no_output(tiny_model, text, tmp_
     assert [path.name for path in tmp_path.rglob("*")] == ["here", "sub"]
 
 
+def test_a_mount_point_is_no_output(tiny_model, text, tmp_path, monkeypatch):
+    out, model = tmp_path / "disk", tiny_model("llama")
+    out.mkdir()
+    monkeypatch.setattr(os.path, "ismount", lambda path: Path(path) == out)
+    for job in (lambda: run(model, text, out, Budget(bits=6)), lambda: convert(model, "gguf", out)):
+        with pytest.raises(SupremumError, match=r"mounted there.*disk/small"):
+            job()
+    check_output(out / "small", open_checkpoint(model))
+
+
 def test_the_state_lies_beside_the_output_however_it_is_written(tmp_path, monkeypatch):
     (tmp_path / "sub").mkdir()
     monkeypatch.chdir(tmp_path / "sub")
@@ -295,6 +308,47 @@ def test_what_a_run_killed_at_its_end_left_is_removed(finished, tiny_model, text
     assert run(tiny_model("llama"), text, tmp_path / "out", Budget(bits=6)).document == document
     workspace.close()
     assert (tmp_path / "out.work").exists() == (left in ("another's", "in use"))
+
+
+def test_a_result_whose_model_is_no_longer_whole_is_not_finished(finished, tiny_model, text, tmp_path, monkeypatch):
+    model, out = tiny_model("llama"), shutil.copytree(finished, tmp_path / "out")
+    for spoil in (lambda: os.truncate(out / "model.gguf", 1000), (out / "model.gguf").unlink):
+        spoil()
+        with pytest.raises(StateError, match=r"model\.gguf: holds (1000|0) bytes of the model, .*--fresh"):
+            run(model, text, out, Budget(bits=6))
+    monkeypatch.setattr(output, "verify", lambda *_: SimpleNamespace(asdict=dict))
+    folder = convert(model, "compressed-tensors", tmp_path / "plain")
+    (folder / "notes.txt").write_text("mine")
+    assert convert(model, "compressed-tensors", tmp_path / "plain") == folder
+    os.truncate(folder / "model.safetensors", 1000)
+    with pytest.raises(StateError, match=r"bytes of the model, .*--fresh"):
+        convert(model, "compressed-tensors", tmp_path / "plain")
+    assert convert(model, "compressed-tensors", tmp_path / "plain", fresh=True) == folder
+
+
+def test_two_conversions_to_one_place_do_not_meet(tiny_model, tmp_path, monkeypatch):
+    model, during = tiny_model("llama"), []
+
+    def second(*_):
+        with pytest.raises(StateError, match="another run is using this output"):
+            convert(model, "gguf", tmp_path / "out")
+        during.append(True)
+        return SimpleNamespace(asdict=dict)
+
+    monkeypatch.setattr(output, "verify", second)
+    assert convert(model, "gguf", tmp_path / "out").exists() and during == [True]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize(("number", "said"), [(errno.ENOSPC, "the disk is full"), (errno.EACCES, "cannot be written")])
+def test_what_the_disk_refuses_a_conversion_is_said(tiny_model, tmp_path, monkeypatch, number, said):
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("supremum.checkpoint.write_gguf.GGUFTarget.write", refuse)
+    with pytest.raises(SupremumError, match=said):
+        convert(tiny_model("llama"), "gguf", tmp_path / "out")
+    assert not list(tmp_path.iterdir())
 
 
 def test_convert_keeps_every_weight_and_can_be_repeated(tiny_model, tmp_path):

@@ -30,7 +30,7 @@ from .checkpoint import Checkpoint, open_checkpoint
 from .errors import BudgetError, SupremumError
 from .gather import work_folder
 from .measure.intervals import Interval, bootstrap, mean_interval, paired_bootstrap, paired_mean
-from .output import check_replaced, finished, move_into_place
+from .output import check_replaced, finished
 from .pipeline import Job, Layout, Result, Statistics, check, finish, lay_out, made, open_job, statistics
 from .plain import plain
 from .planning import block_rate, units_of
@@ -40,7 +40,7 @@ from .train.recipe import again
 from .train.rows import Row, digest
 from .train.tasks import make
 from .train.tune import DRAWS, FILE, Tune, settings_of, splits
-from .workspace import Workspace
+from .workspace import Workspace, move_into_place
 
 STEP, MOST = 0.25, 8.0  # bits a weight
 WIDTH = 2 * 1.96  # of a 95 % interval, in standard errors

@@ -32,7 +32,7 @@ from .runtime.verify import verify
 from .solve.cancellation import nearest
 from .stats.streaming import BlockStream, orientation
 from .text import fast_dtype
-from .workspace import Workspace, move_into_place, write_atomic
+from .workspace import Workspace, move_into_place, refuse_mount, replacing_folder, write_atomic  # noqa: F401  (for frontier)
 
 CONVERTED = "converted.json"  # in the folder of a conversion: its inputs, command and proof
 
@@ -43,6 +43,7 @@ def check_output(folder: Path, checkpoint: Checkpoint) -> None:
     if here in (Path.cwd(), *Path.cwd().parents):
         raise SupremumError(f"{folder}: the output folder is replaced as a whole, and the command runs inside it.",
                             "Name a new folder, such as --out small.")
+    refuse_mount(folder)
     if here in (source, source.parent if source.is_file() else source) or here in source.parents:
         raise SupremumError(f"{folder}: holds the model that is read.", "Choose another --out.")
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not is_ours(folder))):
@@ -70,7 +71,7 @@ def check_replaced(folder: Path, inputs: dict[str, Any]) -> None:
 
 def finished(folder: Path, inputs: dict[str, Any], budget: Budget) -> Document | None:
     """The document of an earlier run with the same inputs and budget, if it stands there. What that run left of its state
-    when it was killed at its very end goes, unless it is in use."""
+    when it was killed at its very end goes, unless it is in use. Raises StateError if the model itself is no longer whole."""
     try:
         document = read_document(folder)
     except (StateError, OSError):
@@ -78,8 +79,24 @@ def finished(folder: Path, inputs: dict[str, Any], budget: Budget) -> Document |
     state: Any = document["inputs"]
     if state.get("state") != plain(inputs) or document["budget"] != plain(asdict(budget)):
         return None
+    _check_whole(folder / document["result"]["file"], document["result"]["bytes"])
     discard_left(folder, inputs)
     return document
+
+
+def _nbytes(written: Path) -> int:
+    """Bytes of what the runtime opens: a file, or a folder's files without ours."""
+    if written.is_file():
+        return written.stat().st_size
+    ours = {written / name for name in (FILE, CONVERTED, "README.md", "report.html")}
+    return sum(path.stat().st_size for path in written.rglob("*") if path.is_file() and path not in ours)
+
+
+def _check_whole(written: Path, nbytes: int) -> None:
+    """Raises StateError unless a finished model has the bytes that were written; a folder may have got more files."""
+    found = _nbytes(written)
+    if found < nbytes or (written.is_file() and found != nbytes):
+        raise StateError(f"{written}: holds {found} bytes of the model, {nbytes} were written.", "--fresh makes it again.")
 
 
 def discard_left(folder: Path, inputs: dict[str, Any]) -> None:
@@ -157,20 +174,18 @@ def convert(model: str | Path, target: str, out: str | Path, *, fresh: bool = Fa
         return file
     if not fresh:
         check_replaced(folder, inputs)
-    staging = folder.resolve().with_name(f".{folder.resolve().name}.part")
-    shutil.rmtree(staging, ignore_errors=True)
+    workspace = Workspace(work_folder(folder), inputs, fresh=fresh)  # no step is kept; one process at a time
     try:
-        staging.mkdir(parents=True)
-        with phase("write"):
-            written = kind.write(checkpoint, {}, staging)
-        proof = _proof(checkpoint, kind, written)
-        file = written.relative_to(staging)
-        command = shlex.join(["supremum", "convert", str(model), "--target", target, "--out", str(out)])
-        done = {"inputs": inputs, "command": command, "file": str(file), "proof": proof}
-        write_atomic(staging / CONVERTED, json.dumps(plain(done), indent=1).encode())
-        move_into_place(staging, folder)
+        with replacing_folder(folder) as staging:
+            with phase("write"):
+                written = kind.write(checkpoint, {}, staging)
+            nbytes, proof = _nbytes(written), _proof(checkpoint, kind, written)
+            file = written.relative_to(staging)
+            command = shlex.join(["supremum", "convert", str(model), "--target", target, "--out", str(out)])
+            done = {"inputs": inputs, "command": command, "file": str(file), "bytes": nbytes, "proof": proof}
+            write_atomic(staging / CONVERTED, json.dumps(plain(done), indent=1).encode())
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        workspace.discard()
     return folder / file
 
 
@@ -204,7 +219,16 @@ def _converted(folder: Path, inputs: dict[str, Any]) -> Path | None:
     """What the runtime opens, if the same conversion stands in `folder`."""
     try:
         found = json.loads((folder / CONVERTED).read_text())
-        file = folder / str(found["file"])
-        return file if found["inputs"] == inputs and file.exists() else None
+        file, nbytes = folder / str(found["file"]), int(found["bytes"])
+        if found["inputs"] != inputs:
+            return None
     except (OSError, ValueError, KeyError, TypeError):
         return None
+    _check_whole(file, nbytes)
+    return file
+
+
+def read_proof(folder: Path) -> dict[str, Any]:
+    """Of a conversion that stands in `folder`."""
+    found: dict[str, Any] = json.loads((folder / CONVERTED).read_text())["proof"]
+    return found

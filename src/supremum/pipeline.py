@@ -46,7 +46,6 @@ from .output import (
     check_replaced,
     convert,
     finished,
-    move_into_place,
     rehearse,
     show_samples,
     store_without_loss,
@@ -65,7 +64,7 @@ from .stats.streaming import BlockStream, orientation
 from .text.generate import check_writes
 from .text.sources import files_of
 from .text.windows import check_budget
-from .workspace import Workspace
+from .workspace import Workspace, move_into_place
 
 
 @dataclass(frozen=True)

@@ -78,6 +78,13 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(staging, ignore_errors=True)
 
 
+def refuse_mount(folder: Path) -> None:
+    """Raise SupremumError for a folder that `move_into_place` could not replace."""
+    if os.path.ismount(folder.resolve()):
+        raise SupremumError(f"{folder}: another file system is mounted there, which no finished folder can replace.",
+                            f"Name a folder inside it, such as --out {folder / 'small'}.")
+
+
 def move_into_place(staging: Path, folder: Path) -> None:
     """Replace `folder` by `staging` with two renames; the old one goes when the new one stands."""
     folder = folder.resolve()

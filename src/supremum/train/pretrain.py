@@ -33,7 +33,7 @@ from ..progress import note, phase
 from ..text.packed import fingerprint, read_index
 from ..text.sources import files_of
 from ..versions import version_of
-from ..workspace import write_atomic
+from ..workspace import refuse_mount, write_atomic
 from .corpus import Chunks, PackedChunks, TokenizerRecipe, chunks, make_tokenizer, packed_chunks
 from .models import Model, build, multiplied, objective_of
 from .objectives import LOSSES, Hide, Objective, Pad, PadReplaced, wrapped
@@ -251,6 +251,7 @@ def _check_out(folder: Path, fresh: bool) -> None:
     if here in (Path.cwd(), *Path.cwd().parents):
         raise SupremumError(f"{folder}: the output folder is replaced as a whole, and the command runs inside it.",
                             "Name a new folder, such as --out model.")
+    refuse_mount(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         if not (folder / FILE).is_file():
             raise SupremumError(f"{folder}: exists and is no result of training.", "Choose another --out, or remove it.")

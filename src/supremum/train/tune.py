@@ -28,7 +28,7 @@ from ..measure.intervals import Interval, bootstrap, mean_interval, paired_boots
 from ..plain import plain
 from ..progress import note, phase
 from ..versions import version_of
-from ..workspace import replacing_folder, write_atomic
+from ..workspace import refuse_mount, replacing_folder, write_atomic
 from .base import load as load_base
 from .base import scratch
 from .baselines import baselines
@@ -273,7 +273,8 @@ def tune(path: str | Path, data: str | Path, out: str | Path, *, changes: Sequen
 
 
 def check_out(out: Path, fresh: bool) -> None:
-    """Refuse an output folder that holds something."""
+    """Refuse an output folder that holds something, or that cannot be moved."""
+    refuse_mount(out)
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / FILE).is_file())):
         raise SupremumError(f"{out}: exists and is no result of tune.", "Choose another --out, or remove it.")
     if (out / FILE).is_file() and not fresh:
