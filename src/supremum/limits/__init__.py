@@ -1,4 +1,7 @@
-"""What is possible: the machine's limit, the information limit, and other people's laws, before anything is changed."""
+"""What is possible before anything is changed: the machine's limit and the information limit of a model (`limits`).
+
+The laws of training runs, one's own or published, are in `statistical`.
+"""
 
 from __future__ import annotations
 
