@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from supremum.cli.common import to_json
 from supremum.errors import StateError, SupremumError
 from supremum.train.base import load as load_base
 from supremum.train.baselines import baselines
@@ -134,6 +135,7 @@ def test_rows_that_can_be_learnt_are_learnt_and_the_folder_is_plain(way: str, ti
     assert open_checkpoint(tmp_path / "out").tensors
     document = json.loads((tmp_path / "out" / "tune.json").read_text())
     assert document["lines"][0]["metric"]["value"] == 1.0 and document["way"] == way
+    assert document["level_with_or_behind"] == done.beaten and document == document | json.loads(to_json(done.to_dict()))
     assert not (tmp_path / "out.work").exists()
     with pytest.raises(SupremumError, match="holds a result already"):
         tune(tmp_path / "recipe.yaml", tmp_path, tmp_path / "out")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -40,9 +39,9 @@ def tune(
         from ..train.several import tune_several
 
         several = tune_several(recipe, data, out, changes=changes or [], fresh=fresh)
-        return ({"tasks": {name: {**asdict(one), "level_with_or_behind": one.beaten} for name, one in several.items()}},
+        return ({"tasks": {name: one.to_dict() for name, one in several.items()}},
                 lambda: Console().print(*(render(one, name) for name, one in several.items())))
     from ..train.tune import tune as run
 
     done = run(recipe, data, out, changes=changes or [], fresh=fresh)
-    return {**asdict(done), "level_with_or_behind": done.beaten}, lambda: Console().print(render(done))
+    return done.to_dict(), lambda: Console().print(render(done))

@@ -147,6 +147,10 @@ class Tuned:
         """Baselines whose difference to the tuned model is not above zero with 95 %."""
         return [line.name for line in self.lines if line.ahead is not None and not line.ahead.low > 0]
 
+    def to_dict(self) -> dict[str, Any]:
+        """What tune.json and --json hold."""
+        return {**dataclasses.asdict(self), "level_with_or_behind": self.beaten}
+
 
 class Grouped(Dataset[Any]):
     """Draws of a data set, sorted by length within windows of batches, batches shuffled: a function of the seed alone."""
@@ -361,6 +365,5 @@ def put(model: Any, tokenizer: Any, result: Tuned, inputs: Mapping[str, Any], fo
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     versions = {name: version_of(name) for name in ("torch", "transformers", "peft", "scikit-learn")}
-    document = {**plain(result), "beaten_by_or_level_with": result.beaten, "inputs": inputs, "versions": versions,
-                "threads": torch.get_num_threads()}
+    document = {**result.to_dict(), "inputs": inputs, "versions": versions, "threads": torch.get_num_threads()}
     write_atomic(folder / FILE, json.dumps(plain(document), indent=1, default=str).encode())
