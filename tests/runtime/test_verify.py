@@ -16,7 +16,7 @@ from supremum.checkpoint.gguf_layout import Layout
 from supremum.checkpoint.targets import target
 from supremum.errors import SupremumError
 from supremum.runtime import load, names
-from supremum.runtime.verify import compare, verify
+from supremum.runtime.verify import _speed, compare, verify
 from supremum.solve import nearest
 
 from ..conftest import DECODERS
@@ -166,3 +166,10 @@ def test_compare_is_kl_and_pooling_lowers_it():
     pooled = compare(p, ids, values)[0]
     assert (pooled <= expected + 1e-12).all() and (pooled > 0).all()
     assert compare(p, every, p)[0].abs().max() < 1e-12 and compare(p, every, p)[3] == 1
+
+
+@pytest.mark.parametrize("family, context", [("roberta", 130 - 2), ("bert", 130), ("gpt2", 256)])
+def test_the_speed_stays_within_the_context(family: str, context: int, tiny_model) -> None:
+    """A roberta's first place is two after its padding's number, 1."""
+    tokens, new = _speed(open_checkpoint(tiny_model(family)), [[5] * 10])
+    assert (len(tokens), new) == (min(128, context // 2), min(32, context // 4))

@@ -37,6 +37,7 @@ from torch import Tensor
 from ..errors import SupremumError
 from ..limits.topology import usable_cores
 from ..progress import note
+from ..text.windows import context_length
 from ..versions import version_of
 from . import Capabilities, Tolerance, capabilities
 from .blockwise import float32_model
@@ -110,13 +111,13 @@ def verify(path: str | Path, target: Any, reference: Any = None, *, prompts: lis
         reference = open_checkpoint(path)
     texts = [] if prompts else list(TEXTS)
     ours = [list(reference.tokenizer()(text).input_ids) for text in texts]
-    room = getattr(reference.config, "max_position_embeddings", 1 << 20) - 8
+    room = (context_length(reference) or 1 << 20) - 8
     prompts = [prompt[:room] for prompt in prompts or ours]
     lengths = [sorted({max(1, len(p) * (i + 1) // POSITIONS) for i in range(POSITIONS)}) for p in prompts]
     request = {
         "runtime": target.runtime, "path": str(path), "threads": threads or usable_cores(),
         "context": _context(prompts), "texts": texts, "prompts": prompts, "lengths": lengths,
-        "count": min(TOP, reference.config.vocab_size), "speed": _speed(reference.config, prompts),
+        "count": min(TOP, reference.config.vocab_size), "speed": _speed(reference, prompts),
     }
     ids_PK, log_q_PK, facts = probe(request, timeout)
     log_p_PV, expected = _ours(reference, prompts, lengths, engine.rounds)
@@ -137,7 +138,7 @@ def verify(path: str | Path, target: Any, reference: Any = None, *, prompts: lis
             f"{path}: {proof.version} answers differently from our decoding of the same file "
             f"(KL {kl:.2g} of at most {limit.kl:g} nats, relative error {error:.2g} of at most {limit.error:g}, "
             f"same top token at {same:.0%} of {len(kl_P)} positions, same token ids: {same_tokens}).",
-            "The file is not fit for use; please report this with supremum.json.")
+            "The file is not fit for use; please report this line, the command and what `supremum doctor` prints.")
     return proof
 
 
@@ -214,8 +215,8 @@ def _context(prompts: list[list[int]]) -> int:
     return -(-longest // 256) * 256
 
 
-def _speed(config: Any, prompts: list[list[int]]) -> tuple[list[int], int]:
+def _speed(reference: Any, prompts: list[list[int]]) -> tuple[list[int], int]:
     """The tokens to prefill (the prompts, over and over) and how many to add; fewer where the context is short."""
-    room = getattr(config, "max_position_embeddings", 1 << 20)
+    room = context_length(reference) or 1 << 20
     text = [token for prompt in prompts for token in prompt] * SPEED[0]
     return text[: min(SPEED[0], room // 2)], min(SPEED[1], room // 4)
