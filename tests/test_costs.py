@@ -115,6 +115,10 @@ def test_a_runtime_that_decodes_as_it_loads_is_named() -> None:
             check_runtime(Budget(bits=4, memory=10**9), target(name))
         check_runtime(Budget(bits=4), target(name))
     check_runtime(Budget(speed="2x"), target("gguf"))
+    for budget in (Budget(memory=10**9), Budget(speed="2x")):  # costs knows neither its layout nor its engine
+        with pytest.raises(BudgetError, match=r"measured in llama\.cpp; GPTQModel runs the gptq target.*--target gguf"):
+            check_runtime(budget, target("gptq"))
+    check_runtime(Budget(bits=4), target("gptq"))
 
 
 def test_what_is_reached_is_said_in_words() -> None:

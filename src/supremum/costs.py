@@ -38,6 +38,7 @@ from .runtime import capabilities
 from .runtime.verify import probe
 from .sizes import figure, format_size
 from .solve.cancellation import nearest
+from .text.windows import context_length
 from .workspace import Workspace
 
 CONTEXT = 1024  # tokens that the cache holds, or as many as the model was made for
@@ -130,8 +131,14 @@ class Costs:
 
 
 def check_runtime(budget: Budget, target: Target) -> None:
-    """Raises BudgetError for a runtime in which no plan takes less memory or time than another."""
-    if (budget.memory or budget.speed) and not (engine := capabilities(target.runtime)).compressed:
+    """Raises BudgetError for a runtime in which no plan takes less memory or time than another, or that is not timed here."""
+    if not (budget.memory or budget.speed):
+        return
+    engine = capabilities(target.runtime)
+    if engine.compressed and target.runtime != "llama_cpp":
+        raise BudgetError(f"--memory and --speed are measured in llama.cpp; {engine.title} runs the {target.name} target.",
+                          "Use --target gguf, or give --size or --bits.")
+    if not engine.compressed:
         raise BudgetError(f"stock {engine.title} decodes the weights of the {target.name} target to floats as it loads them: "
                           "there no plan takes less memory or a shorter step than the original.",
                           "Use --target gguf, or give --size or --bits.")
@@ -149,8 +156,7 @@ def measure_costs(checkpoint: Checkpoint, target: Target, menu: Menu, shapes: Ma
         stored = checkpoint.read(name).float()
         return stored.T.contiguous() if turned[name] else stored
 
-    positions = getattr(checkpoint.config.get_text_config(), "max_position_embeddings", None)
-    context = min(CONTEXT, positions or CONTEXT)
+    context = min(CONTEXT, context_length(checkpoint) or CONTEXT)
 
     def step(plan: Mapping[str, str], name: str) -> Step:
         return Step(**workspace.json(f"{name}.json", partial(_measure, checkpoint, target, plan, weight, workspace,
