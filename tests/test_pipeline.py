@@ -326,6 +326,14 @@ def test_a_result_whose_model_is_no_longer_whole_is_not_finished(finished, tiny_
     assert convert(model, "compressed-tensors", tmp_path / "plain", fresh=True) == folder
 
 
+def test_targets_that_a_verb_cannot_write_are_refused(tiny_model, tmp_path):
+    with pytest.raises(SupremumError, match=r"gptq is for `supremum optimize` alone.*compressed-tensors"):
+        convert(tiny_model("llama"), "gptq", tmp_path / "out")
+    with pytest.raises(SupremumError, match="int8 is for `supremum convert` alone"):
+        optimize(tiny_model("llama"), Budget(bits=4), target="int8", out=tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
 def test_two_conversions_to_one_place_do_not_meet(tiny_model, tmp_path, monkeypatch):
     model, during = tiny_model("llama"), []
 

@@ -18,8 +18,7 @@ from . import __version__, codecs
 from .allocate import Budget
 from .checkpoint import Checkpoint, open_checkpoint
 from .checkpoint.architecture import objective
-from .checkpoint.targets import LazyCoded, Target
-from .checkpoint.targets import target as target_named
+from .checkpoint.targets import LazyCoded, Target, target_for
 from .errors import StateError, SupremumError
 from .gather import work_folder
 from .measure import samples
@@ -166,7 +165,7 @@ def convert(model: str | Path, target: str, out: str | Path, *, fresh: bool = Fa
     done where the same conversion stands; fresh: do it again, or replace another result. Raises SupremumError for what the
     user can mend.
     """
-    checkpoint, kind, folder = open_checkpoint(model), target_named(target), Path(out)
+    checkpoint, kind, folder = open_checkpoint(model), target_for("convert", target), Path(out)
     check_output(folder, checkpoint)
     inputs = {"supremum": __version__, "model": checkpoint.fingerprint, "target": target}
     if not fresh and (file := _converted(folder, inputs)):

@@ -21,8 +21,7 @@ from torch import Tensor
 from . import __version__
 from .allocate import Budget, Unit
 from .checkpoint import Checkpoint, open_checkpoint
-from .checkpoint.targets import Target
-from .checkpoint.targets import target as target_named
+from .checkpoint.targets import Target, target_for
 from .codecs.activations import rounder
 from .costs import Costs, check_runtime, compare, measure_costs
 from .gap import FileGap, gap_of
@@ -135,7 +134,7 @@ class Job:
 def open_job(model: str | Path, folder: Path, *, target: str, text: list[str] | None, tokens: int | None,
              keep: list[str] | None, only: list[str] | None, seed: int, dtype: str) -> Job:
     """The arguments of `optimize`, looked at; a new run begins."""
-    checkpoint, kind, sources = open_checkpoint(model), target_named(target), text or []
+    checkpoint, kind, sources = open_checkpoint(model), target_for("optimize", target), text or []
     check_output(folder, checkpoint)
     check_budget(tokens or TOKENS, window_length(checkpoint))
     if not sources:

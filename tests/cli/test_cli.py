@@ -81,7 +81,9 @@ def test_help_names_every_target() -> None:
     from supremum.checkpoint import targets
     shown = ANSI.sub("", CliRunner().invoke(app, ["optimize", "--help"]).stdout)
     shown = " ".join(word for word in shown.split() if word.isascii())
-    assert f"reads it: {', '.join(targets.names())}." in shown
+    assert f"reads it: {', '.join(targets.names('optimize'))}." in shown
+    assert {*targets.names()} - {*targets.names("optimize")} == {"int8"}  # it holds what an archive chose
+    assert {*targets.names()} - {*targets.names("convert")} == {"gptq"}  # it holds nothing but compressed layers
 
 
 def test_evaluate_needs_no_text(tiny_model: Any) -> None:
@@ -103,6 +105,15 @@ def test_help_is_fast_and_does_not_import_torch() -> None:
     ["optimize", "demo", "--bits", "nan"], ["optimize", "demo", "--max-kl", "-1"], ["optimize", "demo"],
     ["optimize", "demo", "--size", "60MB", "--target", "tape"],
     ["optimize", "demo", "--lossless", "--bits", "3"], ["evaluate"], ["convert", "demo"],
+    ["optimize", "demo", "--bits", "3", "--target", "int8"], ["convert", "demo", "--target", "gptq", "--out", "x"],
+    ["optimize", "demo", "--frontier", "--floor-data", "texts"],
+    *(["optimize", "demo", "--lossless", *more] for more in (
+        ["--target", "gptq"], ["--text", "a.txt"], ["--tokens", "4096"], ["--keep", "head"], ["--only", "Q4_0"],
+        ["--seed", "1"], ["--dtype", "float32"])),
+    *(["evaluate", "demo", "--cache", "q8_0", *more] for more in (
+        ["--tasks", "a.jsonl"], ["--samples", "3"], ["--perturb", "typos"], ["--details"], ["--explain", "1"],
+        ["--dtype", "float32"])),
+    ["evaluate", "demo", "--samples", "3"],
     ["optimize", "demo", "--frontier", "--bits", "3"], ["optimize", "demo", "--frontier", "--lossless"],
     ["optimize", "demo", "--frontier", "--speed", "2x"], ["optimize", "demo", "--speed", "fast"],
     ["optimize", "demo", "--speed", "0x"], ["optimize", "demo", "--memory", "much"],
@@ -136,6 +147,24 @@ def test_the_budget_reaches_the_engine_in_bytes(engine: Any) -> None:
                                                   "speed": "2x"}
     assert options == {"target": "gguf", "text": ["a.txt"], "tokens": None, "out": Path("llama-supremum"),
                        "keep": ["head", "embed"], "only": ["Q4_0"], "fresh": True, "seed": 7, "dtype": "float32"}
+
+
+def test_the_output_is_named_after_the_model_however_it_is_written(engine: Any, tmp_path: Path,
+                                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "llama" / "sub").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "llama")
+    for model, name in ((".", "llama"), ("sub/..", "llama"), ("sub", "sub"), ("org/name", "name"), ("a/b.gguf", "b")):
+        CliRunner().invoke(app, ["optimize", model, "--bits", "4"])
+        assert engine.seen["optimize"][1]["out"] == Path(f"{name}-supremum")
+
+
+def test_a_conversion_shows_its_proof(engine: Any, tmp_path: Path) -> None:
+    proof = {"runtime": "llama_cpp", "version": "xllamacpp 1", "positions": 12, "passed": True, "kl_mean": 1e-6}
+    (tmp_path / "converted.json").write_text(json.dumps({"proof": proof}))
+    engine.behaviour = lambda *_, **__: tmp_path / "model.gguf"
+    words = ["convert", "demo", "--target", "gguf", "--out", str(tmp_path)]
+    assert CliRunner().invoke(app, words).stdout.splitlines()[1] == "Proved in llama.cpp (xllamacpp 1)."
+    assert json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)["proof"] == proof
 
 
 @pytest.mark.parametrize(("words", "bits"), [
@@ -209,6 +238,12 @@ def test_doctor_reports_versions_and_what_is_missing() -> None:
     assert result.returncode == 0, result.stderr
     document = json.loads(result.stdout)
     assert document["libraries"]["torch"] and document["machine"]["ram_bytes"] > 0
+    project = (Path(__file__).parents[2] / "pyproject.toml").read_text()
+    extras = dict(re.findall(r"^([a-z-]+) = (\[.*\])", project, re.MULTILINE))
+    assert all(f'"{entry["package"]}>' in extras[found[1]] for entry in document["runtimes"]
+               if (found := re.search(r"supremum\[(.*)\]", entry["install"])))
+    assert {"peft", "scikit-learn", "sacrebleu", "rouge-score", "captum", "lm-eval"} < {
+        entry["package"] for entry in document["runtimes"]}
     assert all(entry["installed"] or entry["install"].startswith("pip install") for entry in document["runtimes"])
     shown = run("doctor").stdout
     assert document["machine"]["cpu"] in shown and max(map(len, shown.splitlines()[3:])) <= 80

@@ -38,11 +38,11 @@ def test_errors_have_two_significant_figures() -> None:
     assert words.plus_minus(24.612, None) == "24.6"
 
 
-def test_the_verdict_says_when_the_proof_failed() -> None:
+def test_the_verdict_names_who_vouches_for_it() -> None:
     document = build()
     assert "proved in llama.cpp" in words.verdict(document) and "1.23 bits" in words.verdict(document)
-    document["proof"]["passed"] = False
-    assert "NOT confirmed in llama.cpp" in words.verdict(document)
+    assert words.attested(document["proof"]).startswith("Proved in llama.cpp (")
+    assert words.attested({"runtime": "", "passed": True, "means": "read again"}) == "Read again."
 
 
 @given(st.text(alphabet="ab \n", max_size=12), st.text(alphabet="ab \n", max_size=12))

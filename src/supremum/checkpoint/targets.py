@@ -113,9 +113,21 @@ _factories: dict[str, Callable[[], Target]] = {
     "gguf": _gguf, "compressed-tensors": _compressed_tensors, "gptq": _gptq, "archive": _archive, "int8": _int8}
 
 
-def names() -> list[str]:
-    """All targets that can be written, sorted."""
-    return sorted(_factories)
+ONE_VERB = {"gptq": "optimize", "int8": "convert"}  # without compressed layers no GPTQ folder; for int8 there is no choice
+
+
+def names(verb: str = "") -> list[str]:
+    """All targets that can be written, or those of `verb` ("optimize", "convert"), sorted."""
+    return sorted(name for name in _factories if not verb or ONE_VERB.get(name, verb) == verb)
+
+
+def target_for(verb: str, name: str) -> Target:
+    """The target called `name`. Raises SupremumError if `verb` has no such target."""
+    found = target(name)
+    if name not in names(verb):
+        raise SupremumError(f"--target {name} is for `supremum {ONE_VERB[name]}` alone.",
+                            f"For {verb} choose one of: {', '.join(names(verb))}.")
+    return found
 
 
 @cache

@@ -61,11 +61,22 @@ def floor_option(text: str) -> str:
     return text.strip()
 
 
-def target_option(text: str) -> str:
-    """The name of a target; another is wrong usage (exit 2)."""
-    if text not in targets.names():
-        raise typer.BadParameter(f"{text!r} is not one of {', '.join(targets.names())}")
-    return text
+def target_option(verb: str) -> Any:
+    """--target of this verb; the name of no such target is wrong usage (exit 2)."""
+    names = ", ".join(targets.names(verb))
+
+    def parse(text: str) -> str:
+        if text not in targets.names(verb):
+            raise typer.BadParameter(f"{text!r} is not one of {names}")
+        return text
+
+    return typer.Option("--target", parser=parse, metavar="TARGET", help=f"Format and the runtime that reads it: {names}.")
+
+
+def refuse(given: Mapping[str, Any], why: str) -> None:
+    """Wrong usage (exit 2) if any of these options has a value that counts."""
+    if found := next((name for name, value in given.items() if value), None):
+        raise typer.BadParameter(f"{found} {why}")
 
 
 Model = Annotated[str, typer.Argument(
@@ -74,9 +85,6 @@ Text = Annotated[list[str] | None, typer.Option(
     "--text", metavar="SOURCE", help="Text file (.txt, .md, .jsonl, .json, .csv, .tsv, .parquet), folder of such files, "
                                      "or hub dataset id; repeatable. "
                                      "Without it the model writes its own text.")]
-Target = Annotated[str, typer.Option(
-    "--target", parser=target_option, metavar="TARGET",
-    help=f"Format and the runtime that reads it: {', '.join(targets.names())}.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random; same inputs, same bytes.")]
 Dtype = Annotated[Precision, typer.Option(
     "--dtype", help="Number type of the forward passes; auto is bfloat16 where the processor multiplies in it (float32 in "

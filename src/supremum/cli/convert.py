@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .common import Debug, Json, Result, Target, verb
+from .common import Debug, Json, Result, target_option, verb
 
 
 @verb("""
@@ -17,7 +17,7 @@ from .common import Debug, Json, Result, Target, verb
 """)
 def convert(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A model folder, hub id, .gguf file or `demo`.")],
-    target: Target,
+    target: Annotated[str, target_option("convert")],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Output folder.")],
     fresh: Annotated[bool, typer.Option("--fresh", help="Replace another result, or convert again.")] = False,
     as_json: Json = False,
@@ -28,8 +28,11 @@ def convert(
     Floats keep their type, compressed weights become 16-bit floats; a GGUF's tensors stay as they are in GGUF; an archive's
     integers stay integers with --target int8. To make a model smaller use `supremum optimize`.
     """
+    from ..output import read_proof
     from ..pipeline import convert as run
+    from ..report.words import attested
 
     written = Path(run(model, target, out, fresh=fresh))
-    return ({"model": model, "target": target, "path": str(written)},
-            lambda: print(f"Written: {written}"))
+    proof = read_proof(out)
+    return ({"model": model, "target": target, "path": str(written), "proof": proof},
+            lambda: print(f"Written: {written}\n{attested(proof)}"))

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .common import Debug, Dtype, Json, Model, Precision, Result, Seed, Text, verb
+from .common import Debug, Dtype, Json, Model, Precision, Result, Seed, Text, refuse, verb
 
 HARNESS = "harness:"  # before a task's name in lm-evaluation-harness
 
@@ -66,6 +66,10 @@ def evaluate(
     if page is not None and (cache or page.suffix.lower() not in (".html", ".htm") or not page.absolute().parent.is_dir()):
         raise typer.BadParameter("--page has no form for --cache" if cache else
                                  f"--page {page}: give a file that ends in .html, in a folder that exists")
+    if cache:
+        refuse({"--tasks": tasks, "--samples": samples, "--perturb": perturb, "--details": details, "--explain": explain,
+                "--dtype": dtype is not Precision.auto}, "has no part in --cache; evaluate twice")
+    refuse({"--samples": samples and not tasks}, "says how many cases of --tasks; give both")
     if explain and tasks and not text:
         raise typer.BadParameter("--explain reads texts; name one with --text")
 

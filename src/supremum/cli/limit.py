@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from .bare import DEFAULT
-from .common import Debug, Dtype, Json, Model, Precision, Result, Seed, Text, size_option, verb
+from .common import Debug, Dtype, Json, Model, Precision, Result, Seed, Text, refuse, size_option, verb
 
 
 def amount_option(text: str) -> float:
@@ -86,9 +86,8 @@ def limit(
 
     asked = {"--compute": compute, "--data": data, "--bytes": nbytes, "--tokens-served": served, "--predict": wanted,
              "--held-out": held_out, "--extrapolate": extrapolate, "--page": page}
-    given = [name for name, value in asked.items() if value]
-    if scaling is None and given:
-        raise typer.BadParameter(f"{given[0]} belongs to --scaling")
+    if scaling is None:
+        refuse(asked, "belongs to --scaling")
     if scaling is not None:
         if model != "demo" or reference is not None or text or tokens:
             raise typer.BadParameter("--scaling takes no model and no text; its runs are named after it")

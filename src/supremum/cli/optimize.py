@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,11 +17,12 @@ from .common import (
     Precision,
     Result,
     Seed,
-    Target,
     Text,
     floor_option,
+    refuse,
     size_option,
     speed_option,
+    target_option,
     verb,
 )
 
@@ -65,7 +67,7 @@ def optimize(
     lossless: Annotated[bool, typer.Option(
         "--lossless", help="No budget: an archive of the bfloat16 weights to the bit, in about two thirds of their bytes.",
     )] = False,
-    target: Target = "gguf",
+    target: Annotated[str, target_option("optimize")] = "gguf",
     text: Text = None,
     tokens: Annotated[int | None, typer.Option("--tokens", min=256, help="Calibration tokens; 16384 unless given.")] = None,
     out: Annotated[Path | None, typer.Option(
@@ -85,10 +87,13 @@ def optimize(
 
     Give one of --size, --bits, --max-kl, --memory, --speed and --floor, or several: all of them hold. Or --frontier, or
     --lossless.
-    The folder holds the model, supremum.json, report.html and a model card; of a frontier, one such folder a point.
+    The folder holds the model, supremum.json, report.html and a model card; of a frontier, one such folder a point; of
+    --lossless the model and converted.json.
     """
-    folder = out or Path(f"{Path(model).name.removesuffix('.gguf')}-supremum")
+    folder = out or Path(f"{Path(os.path.abspath(model)).name.removesuffix('.gguf')}-supremum")  # of "." the folder's name
     budget = any(value is not None for value in (size, bits, max_kl, memory, speed))
+    if floor_data and not floor:
+        raise typer.BadParameter("--floor-data says where the rows of --floor are; give both")
     if frontier is not None:
         if budget or lossless or floor:
             raise typer.BadParameter("--frontier takes no other budget")
@@ -103,6 +108,9 @@ def optimize(
     if lossless:
         if budget or floor:
             raise typer.BadParameter("--lossless takes no budget")
+        refuse({"--target": target not in ("gguf", "archive"), "--text": text, "--tokens": tokens, "--keep": keep,
+                "--only": only, "--seed": seed, "--dtype": dtype is not Precision.auto},
+               "has no part in --lossless: an archive of the weights as they are")
         from ..pipeline import store_without_loss
 
         stored = store_without_loss(model, folder, fresh=fresh)
@@ -111,8 +119,6 @@ def optimize(
     if not budget and not floor:
         raise typer.BadParameter("give a budget: --size 75MB, --bits 3.5, --max-kl 0.05, --memory 200MB, --speed 2x or "
                                  "--floor accuracy=0.99x (or several), or --frontier")
-    if floor_data and not floor:
-        raise typer.BadParameter("--floor-data says where the rows of --floor are; give both")
     if max_kl is not None and not 0 < max_kl < 10:
         raise typer.BadParameter(f"--max-kl {max_kl} is not a number of nats between 0 and 10; 0.05 is a good start")
 

@@ -13,11 +13,11 @@ from .document import Document
 
 def card(document: Document) -> str:
     """The card as Markdown; every text of the document is escaped."""
-    source, result, proof, text = document["inputs"], document["result"], document["proof"], document["text"]
+    source, result, text = document["inputs"], document["result"], document["text"]
     rows = "\n".join(f"| {label} | {_text(value)} | {_text(means)} |" for label, value, means in words.facts(document))
     agreement = "; ".join(f"{_text(key)} {_text(value)}" for key, value in words.agreement(document))
-    proved = (f"{'Proved' if proof['passed'] else 'NOT confirmed'} by a fresh process in {_text(words.runtime(document))}: "
-              f"{agreement}" if agreement else _text(f"N{words.vouched(document)[1:]}"))
+    proved = (f"Proved by a fresh process in {_text(words.runtime(document))}: {agreement}" if agreement
+              else _text(f"N{words.vouched(document)[1:]}"))
     assumptions = "\n".join(f"- {_text(line)}" for line in document["assumptions"])
     run = target(result["target"]).how_to_run(
         _code(source["architecture"]), {layer["codec"] for layer in document["plan"]} - {"as it is"}, _code(result["file"]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ..runtime import capabilities, names
@@ -49,13 +49,19 @@ def verdict(document: Document) -> str:
     return "; ".join((", ".join(parts), vouched(document)) if parts else (vouched(document),)) + "."
 
 
+def attested(proof: Mapping[str, Any]) -> str:
+    """A conversion's proof in one line."""
+    said = proof.get("means") or vouched({"proof": proof})  # type: ignore[typeddict-item]
+    return f"{said[0].upper()}{said[1:]}."
+
+
 def vouched(document: Document) -> str:
-    """"proved in llama.cpp (xllamacpp 2026.10.11549)", or what is missing for a proof."""
+    """"proved in llama.cpp (xllamacpp 2026.10.11549)", or what is missing for a proof: `verify` passes or raises."""
     proof = document["proof"]
     if not proof["positions"]:
         package = capabilities(proof["runtime"]).package if proof["runtime"] in names() else proof["runtime"]
         return f"not proved in a stock runtime: install {package}"
-    return f"{'proved' if proof['passed'] else 'NOT confirmed'} in {runtime(document)}"
+    return f"proved in {runtime(document)}"
 
 
 def runtime(document: Document) -> str:
