@@ -7,6 +7,7 @@ An archive has no formats to choose among: from the Fisher it goes to one water 
 
 from __future__ import annotations
 
+import math
 import shlex
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -52,7 +53,7 @@ from .output import (
     store_without_loss,
     write,
 )
-from .planning import Menu, Reached, menu_of, prices, units_of
+from .planning import Menu, Reached, block_rate, menu_of, prices, units_of
 from .preflight import preflight
 from .progress import forget_timings, keep_timings, note, phase
 from .reach import reach, verify_frontier
@@ -169,6 +170,19 @@ def lay_out(job: Job) -> Layout:
     shapes = {name: shape for name, (shape, _) in oriented.items()}
     return Layout(stream, shapes, menu_of(job.kind, job.checkpoint, shapes, job.options["keep"], job.options["only"]),
                   {name: turned for name, (_, turned) in oriented.items()})
+
+
+def bit_range(job: Job, layout: Layout) -> tuple[float, float]:
+    """Bits a weight of the blocks: the least that the target can hold, and the most that say more than fewer do."""
+    inner = {name: shape for name, shape in layout.shapes.items() if name not in layout.stream.tables()}
+    stored = 8 * sum(job.checkpoint.tensors[name].nbytes for name in inner) / max(1, sum(o * i for o, i in inner.values()))
+    most = math.nextafter(stored, 0)  # the original's bits are no compression
+    if job.kind.name == "archive":
+        from .fill import LEAST_BITS, MOST_BITS
+
+        return LEAST_BITS, min(most, MOST_BITS)
+    units = units_of(job.checkpoint, job.kind, layout.menu, layout.shapes, layout.stream.tables())
+    return block_rate(units, [min(unit.options, key=lambda option: option.nbytes) for unit in units])[1], most
 
 
 def check(job: Job, layout: Layout, budgets: Sequence[Budget], folder: Path) -> None:
