@@ -14,7 +14,8 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, BinaryIO
 from zlib import crc32
@@ -31,7 +32,7 @@ PROGRESS = "progress.json"
 class Work:
     """`documents`: those that are done; `counts`: what was saved with them, None at the beginning."""
 
-    def __init__(self, folder: Path, identity: Mapping[str, Any], fresh: bool) -> None:
+    def __init__(self, folder: Path, identity: dict[str, str], fresh: bool) -> None:
         self.folder = folder
         found = read_state(folder)
         if found and (changed := [name for name in identity if found["identity"].get(name) != identity[name]]):
@@ -53,6 +54,7 @@ class Work:
         self._crc = self.state["crc"]
         self._ahead: deque[int] = deque()  # checksums up to each document that was read and is not done
         self._files: dict[str, BinaryIO] = {}
+        self._open = ExitStack()
         self._saved = time.monotonic()
         self._began = self._saved - self.state["seconds"]
 
@@ -63,7 +65,7 @@ class Work:
     def open(self, name: str) -> BinaryIO:
         """A file that grows; what of it counts already stands in it."""
         (self.folder / name).parent.mkdir(exist_ok=True)
-        self._files[name] = (self.folder / name).open("a+b")
+        self._files[name] = self._open.enter_context((self.folder / name).open("a+b"))
         return self._files[name]
 
     def left(self, documents: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
@@ -100,8 +102,7 @@ class Work:
         self._saved = time.monotonic()
 
     def close(self) -> None:
-        for file in self._files.values():
-            file.close()
+        self._open.close()  # what is buffered must not reach a file that a later run has cut
 
     def forget(self) -> None:
         """Going on would end the same way."""
@@ -115,7 +116,7 @@ def resumable(out: Path, identity: Mapping[str, Any], fresh: bool) -> Iterator[W
     folder, finished = work_folder(out), False
     workspace = Workspace(folder, {"verb": identity["verb"]}, fresh=fresh)
     try:
-        with closing(Work(folder, plain(identity), fresh)) as work:
+        with closing(Work(folder, digests(identity), fresh)) as work:
             yield work
         finished = True
     except OSError as error:
@@ -134,7 +135,7 @@ def resumable(out: Path, identity: Mapping[str, Any], fresh: bool) -> Iterator[W
 def may_replace(out: Path, identity: Mapping[str, Any]) -> bool:
     """Whether a run of this identity was begun with --fresh and cut off."""
     found = read_state(work_folder(out))
-    return found is not None and bool(found["fresh"]) and found["identity"] == plain(identity)
+    return found is not None and bool(found["fresh"]) and found["identity"] == digests(identity)
 
 
 def read_state(folder: Path) -> dict[str, Any] | None:
@@ -147,6 +148,11 @@ def read_state(folder: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return state if whole else None
+
+
+def digests(identity: Mapping[str, Any]) -> dict[str, str]:
+    """Of each part: a source may be a folder of a million files."""
+    return {name: blake2b(json.dumps(plain(value)).encode(), digest_size=16).hexdigest() for name, value in identity.items()}
 
 
 def crc_of(state: Any) -> int:
