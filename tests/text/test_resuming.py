@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from supremum.errors import StateError, SupremumError
@@ -64,9 +65,9 @@ def run(verb: str, source: Path, name: str, **options):
     return {str(path.relative_to(out)): path.read_bytes() for path in files}, report
 
 
-def cut(monkeypatch, at: int, call) -> None:
+def cut(monkeypatch, at: int, call):
     """Run until `at` documents are done; the state is saved after every fortieth."""
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt) as caught:
         def interrupted(self, counts, done=Work.done):
             patch.setattr(resuming, "EVERY", 0 if self.documents % 40 == 39 else 1e9)
             done(self, counts)
@@ -75,6 +76,7 @@ def cut(monkeypatch, at: int, call) -> None:
 
         patch.setattr(Work, "done", interrupted)
         call()
+    return caught
 
 
 def worked_on(monkeypatch) -> list[str]:
@@ -117,6 +119,12 @@ def test_cut_off_again_and_again(source, monkeypatch, verb):
         run(verb, source, "cut.jsonl", workers=1)
     seen = worked_on(monkeypatch)
     assert run(verb, source, "cut.jsonl", workers=1) == expected and not seen
+
+
+def test_a_run_that_was_cut_off_writes_no_more(source, monkeypatch):
+    """What it had buffered would come after a later run has cut the files."""
+    held = cut(monkeypatch, 101, lambda: run("clean", source, "cut.jsonl", workers=1))  # its traceback holds the files
+    assert held and not [file for file in psutil.Process().open_files() if "cut.jsonl" in file.path]
 
 
 def stop(*_):
