@@ -64,7 +64,7 @@ from .solve.candidates import Candidates
 from .solve.smoothing import smoothed
 from .stats.streaming import BlockStream, orientation
 from .text.generate import check_writes
-from .text.sources import files_of
+from .text.sources import state_of
 from .text.windows import check_budget
 from .workspace import Workspace
 
@@ -146,7 +146,7 @@ def open_job(model: str | Path, folder: Path, *, target: str, text: list[str] | 
     options: dict[str, Any] = {"target": target, "tokens": tokens, "keep": sorted(keep or []), "only": sorted(only or []),
                                "dtype": dtype}
     inputs = {"supremum": __version__, "torch": torch.__version__.split("+")[0], "threads": torch.get_num_threads(),
-              "model": checkpoint.fingerprint, "text": [_text_state(source) for source in sources], "seed": seed,
+              "model": checkpoint.fingerprint, "text": [state_of(source) for source in sources], "seed": seed,
               "options": options}
     if any(map(rounder, options["only"])):
         inputs["smoothing"] = True
@@ -315,12 +315,6 @@ def measure_gap(model: str | Path, reference: str | Path, *, text: list[str] | N
         gathered = gather(original, workspace, text=text or [], tokens=tokens, seed=seed, dtype=dtype)
         gather_fisher(gathered, None, seed)
         return gap_of(gathered, file)
-
-
-def _text_state(source: str) -> list[Any]:
-    """What tells whether the text changed: the path, the size and the time of each file that is read."""
-    states = [(path, path.stat()) for path in files_of(source)]
-    return [source, *([str(path), state.st_size, state.st_mtime_ns] for path, state in states)]
 
 
 __all__ = ["Budget", "Result", "convert", "measure_gap", "measure_limits", "optimize", "store_without_loss"]
