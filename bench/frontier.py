@@ -1,6 +1,6 @@
 """Our files, nearest rounding and the peers' files at equal bytes, scored by an external referee script.
 
-    python bench/frontier.py REFERENCE CALIBRATION_TEXT TEST_TEXT --referee REFEREE.py [--tokens 24576] [--rows gguf int4 ...]
+    python bench/frontier.py REFERENCE CALIBRATION_TEXT TEST_TEXT --referee REFEREE.py [--tokens 32768] [--rows gguf int4 ...]
                              [--peers DIR] [--dtype float32]
 
 REFERENCE: a Hugging Face folder. The referee is any script that takes REFERENCE CANDIDATE TEXT and prints one JSON document
@@ -168,7 +168,7 @@ def main() -> None:
     parser.add_argument("calibration")
     parser.add_argument("test", type=Path)
     parser.add_argument("--referee", type=Path, required=True)
-    parser.add_argument("--tokens", type=int, default=24576)
+    parser.add_argument("--tokens", type=int, default=64 * 512)
     parser.add_argument("--windows", type=int, default=16)
     parser.add_argument("--dtype", default="bfloat16", help="of the referee's forward passes: float32 is the faster "
                         "where the processor has no bfloat16 units")
