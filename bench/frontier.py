@@ -1,7 +1,7 @@
 """Our files, nearest rounding and the peers' files at equal bytes, scored by an external referee script.
 
-    python bench/frontier.py REFERENCE CALIBRATION_TEXT TEST_TEXT --referee REFEREE.py [--tokens 24576] [--rows gguf int4 ...]
-                             [--peers DIR] [--dtype float32]
+    python bench/frontier.py REFERENCE CALIBRATION_TEXT TEST_TEXT --referee REFEREE.py [--tokens 32768] [--rows gguf int4 ...]
+                             [--peers DIR] [--dtype float32] [--seed 1]
 
 REFERENCE: a Hugging Face folder. The referee is any script that takes REFERENCE CANDIDATE TEXT and prints one JSON document
 with kl_mean, kl_standard_error, perplexity_candidate and bytes. Each row is written by the product's own command path; the
@@ -109,7 +109,8 @@ class Table:
 
     def optimized(self, name: str, budget: Budget, **options: Any) -> tuple[Path, str, tuple[float, float]]:
         args, start, out = self.args, clock(), self.folder / name
-        result = optimize(args.reference, budget, text=[args.calibration], tokens=args.tokens, out=out, **options)
+        result = optimize(args.reference, budget, text=[args.calibration], tokens=args.tokens, out=out, seed=args.seed,
+                          **options)
         return out, result.document["result"]["file"], since(start)
 
     def ours(self, label: str, budget: Budget, **options: Any) -> dict[str, float]:
@@ -168,7 +169,8 @@ def main() -> None:
     parser.add_argument("calibration")
     parser.add_argument("test", type=Path)
     parser.add_argument("--referee", type=Path, required=True)
-    parser.add_argument("--tokens", type=int, default=24576)
+    parser.add_argument("--tokens", type=int, default=64 * 512)
+    parser.add_argument("--seed", type=int, default=0, help="another one draws other windows of the calibration text")
     parser.add_argument("--windows", type=int, default=16)
     parser.add_argument("--dtype", default="bfloat16", help="of the referee's forward passes: float32 is the faster "
                         "where the processor has no bfloat16 units")

@@ -2,7 +2,7 @@
 
 The contract of bench/peers/PEER.py, run by the Python of PEER's own environment:
 
-    PEER.py REFERENCE CALIBRATION_TEXT OUT --bits B [--group 64 --tokens 24576 --length 512]
+    PEER.py REFERENCE CALIBRATION_TEXT OUT --bits B [--group 64 --tokens 32768 --length 512]
 
 leaves in OUT what stock Transformers opens, a folder or one .gguf, and prints as its last line one JSON document:
 peer, version, seconds (wall, quantising only, no loading of libraries), cpu_seconds (of all threads, the same span),
@@ -32,7 +32,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
-def arguments(doc: str | None, tokens: int = 24576, **further: int | str) -> argparse.Namespace:
+def arguments(doc: str | None, **further: int | str) -> argparse.Namespace:
     """The command line; `further` are a peer's own options with their defaults."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("reference", type=Path)
@@ -40,7 +40,7 @@ def arguments(doc: str | None, tokens: int = 24576, **further: int | str) -> arg
     parser.add_argument("out", type=Path)
     parser.add_argument("--bits", type=int, default=4)
     parser.add_argument("--group", type=int, default=64)
-    parser.add_argument("--tokens", type=int, default=tokens)
+    parser.add_argument("--tokens", type=int, default=64 * 512)
     parser.add_argument("--length", type=int, default=512)
     for name, value in further.items():
         parser.add_argument(f"--{name}", type=type(value), default=value)

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 
 
 def main() -> None:
-    args = arguments(__doc__, tokens=64 * 512, batch=2, iterations=200)
+    args = arguments(__doc__, batch=2, iterations=200)
     rows = [torch.tensor([row]) for row in calibration(args)]
     model = open_model(args)
     shapes = [tuple(m.weight.shape) for m in inner(model).values()]

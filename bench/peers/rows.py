@@ -1,8 +1,7 @@
 """Which peers stand beside which row of bench/frontier.py, how one is run, and how files are weighed alike.
 
-A peer is run where install.py put it, DIR/PEER/bin/python, on the reference and the calibration text that ours get, and what
-it leaves is scored by the same referee. AutoRound takes 64 windows of 512 tokens, its row's setting; every other peer as many
-tokens as ours.
+A peer is run where install.py put it, DIR/PEER/bin/python, on the reference and the calibration text that ours get, as many
+tokens of it, and what it leaves is scored by the same referee.
 """
 
 from __future__ import annotations
@@ -39,10 +38,8 @@ def installed(row: str, folder: Path) -> list[tuple[str, ...]]:
 def run(peer: tuple[str, ...], folder: Path, reference: Path, text: str, out: Path, bits: int, tokens: int) -> dict[str, Any]:
     """What the peer's script says of itself (peers/common.py); its trouble as PeerError."""
     name, *options = peer
-    if name != "autoround":
-        options += ["--tokens", str(tokens)]
     python, script = folder.absolute() / name / "bin/python", SCRIPTS / f"peer_{name}.py"
-    command = [python, script, reference, text, out, "--bits", bits, *options]
+    command = [python, script, reference, text, out, "--bits", bits, "--tokens", tokens, *options]
     done = subprocess.run([str(c) for c in command], capture_output=True, text=True)
     if done.returncode:
         raise PeerError(f"{name}: " + (done.stderr.strip() or "no message").splitlines()[-1])

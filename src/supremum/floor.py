@@ -31,9 +31,8 @@ from .errors import BudgetError, SupremumError
 from .gather import work_folder
 from .measure.intervals import Interval, bootstrap, mean_interval, paired_bootstrap, paired_mean
 from .output import check_replaced, finished
-from .pipeline import Job, Layout, Result, Statistics, check, finish, lay_out, made, open_job, statistics
+from .pipeline import Job, Layout, Result, Statistics, bit_range, check, finish, lay_out, made, open_job, statistics
 from .plain import plain
-from .planning import block_rate, units_of
 from .progress import keep_timings, note, phase
 from .train.base import reopen
 from .train.recipe import again
@@ -42,7 +41,7 @@ from .train.tasks import make
 from .train.tune import DRAWS, FILE, Tune, settings_of, splits
 from .workspace import Workspace, move_into_place
 
-STEP, MOST = 0.25, 8.0  # bits a weight
+STEP, LEAST, MOST = 0.25, 1.0, 8.0  # bits a weight that are searched
 WIDTH = 2 * 1.96  # of a 95 % interval, in standard errors
 
 
@@ -212,21 +211,12 @@ def _finished(folder: Path, job: Job, judge: Judge, budget: Budget | None) -> An
 
 def _points(job: Job, layout: Layout) -> list[Budget]:
     """Every STEP bits that the target can hold and the original exceeds, fewest first."""
-    inner = {name: shape for name, shape in layout.shapes.items() if name not in layout.stream.tables()}
-    stored = 8 * sum(job.checkpoint.tensors[name].nbytes for name in inner) / max(1, sum(o * i for o, i in inner.values()))
-    least, most = STEP, min(MOST, stored - STEP)
-    if job.kind.name == "archive":
-        from .fill import MOST_BITS
-
-        least, most = 4 * STEP, min(most, MOST_BITS)
-    else:
-        units = units_of(job.checkpoint, job.kind, layout.menu, layout.shapes, layout.stream.tables())
-        least = block_rate(units, [min(unit.options, key=lambda option: option.nbytes) for unit in units])[1]
-    first = -int(-least // STEP)
-    found = [Budget(bits=number * STEP) for number in range(first, int(most / STEP) + 1)]
+    least, most = bit_range(job, layout)
+    first = -int(-max(least, LEAST) // STEP)
+    found = [Budget(bits=number * STEP) for number in range(first, int(min(most, MOST) / STEP) + 1)]
     if not found:
-        raise BudgetError(f"the {job.kind.name} target has nothing between {least:.3f} bits a weight and the original's "
-                          f"{stored:.3f} to search.", "Choose another --target.")
+        raise BudgetError(f"the {job.kind.name} target has nothing to search between {least:.3f} and {most:.3f} bits a "
+                          "weight.", "Choose another --target.")
     return found
 
 

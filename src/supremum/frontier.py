@@ -19,9 +19,8 @@ from .allocate import Budget
 from .errors import BudgetError, StateError
 from .gather import work_folder
 from .output import check_replaced, discard_left, finished, move_into_place
-from .pipeline import Job, Layout, check, finish, lay_out, open_job, statistics
+from .pipeline import Job, Layout, bit_range, check, finish, lay_out, open_job, statistics
 from .plain import plain
-from .planning import block_rate, units_of
 from .progress import branch_timings, keep_timings, note, peaks, phase, timings
 from .report import Document
 from .report.frontier import Frontier, assemble_frontier, folder_of, read_frontier, write_frontier
@@ -105,16 +104,11 @@ def _points(job: Job, layout: Layout, workspace: Workspace, budgets: dict[float,
 
 
 def _out_of_reach(job: Job, layout: Layout, asked: Sequence[float]) -> list[tuple[float, str]]:
-    """(bits, why) of those that the target cannot hold, or that the original already has."""
-    inner = {name: shape for name, shape in layout.shapes.items() if name not in layout.stream.tables()}
-    most = 8 * sum(job.checkpoint.tensors[name].nbytes for name in inner) / max(1, sum(o * i for o, i in inner.values()))
-    least = 0.0
-    if job.kind.name != "archive":  # whose bytes no format rounds up
-        units = units_of(job.checkpoint, job.kind, layout.menu, layout.shapes, layout.stream.tables())
-        least = block_rate(units, [min(unit.options, key=lambda option: option.nbytes) for unit in units])[1]
+    """(bits, why) of those that the target cannot hold, or that gain nothing."""
+    least, most = bit_range(job, layout)
     return [(bits, f"the least that the {job.kind.name} target can hold of this model is {least:.3f} bits a weight."
-             if bits < least else f"the original has {most:.3f} bits a weight.")
-            for bits in asked if not least <= bits < most]
+             if bits < least else f"the original, or all that the target makes use of, has {most:.3f} bits a weight.")
+            for bits in asked if not least <= bits <= most]
 
 
 def _finished(folder: Path, job: Job, asked: Sequence[float]) -> Frontier | None:

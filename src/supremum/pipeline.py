@@ -7,6 +7,7 @@ An archive has no formats to choose among: from the Fisher it goes to one water 
 
 from __future__ import annotations
 
+import math
 import shlex
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -50,7 +51,7 @@ from .output import (
     store_without_loss,
     write,
 )
-from .planning import Menu, Reached, menu_of, prices, units_of
+from .planning import Menu, Reached, block_rate, menu_of, prices, units_of
 from .preflight import preflight
 from .progress import forget_timings, keep_timings, note, phase
 from .reach import reach, verify_frontier
@@ -61,7 +62,7 @@ from .solve.candidates import Candidates
 from .solve.smoothing import smoothed
 from .stats.streaming import BlockStream, orientation
 from .text.generate import check_writes
-from .text.sources import files_of
+from .text.sources import state_of
 from .text.windows import check_budget
 from .workspace import Workspace, move_into_place
 
@@ -143,7 +144,7 @@ def open_job(model: str | Path, folder: Path, *, target: str, text: list[str] | 
     options: dict[str, Any] = {"target": target, "tokens": tokens, "keep": sorted(keep or []), "only": sorted(only or []),
                                "dtype": dtype}
     inputs = {"supremum": __version__, "torch": torch.__version__.split("+")[0], "threads": torch.get_num_threads(),
-              "model": checkpoint.fingerprint, "text": [_text_state(source) for source in sources], "seed": seed,
+              "model": checkpoint.fingerprint, "text": [state_of(source) for source in sources], "seed": seed,
               "options": options}
     if any(map(rounder, options["only"])):
         inputs["smoothing"] = True
@@ -167,6 +168,19 @@ def lay_out(job: Job) -> Layout:
     shapes = {name: shape for name, (shape, _) in oriented.items()}
     return Layout(stream, shapes, menu_of(job.kind, job.checkpoint, shapes, job.options["keep"], job.options["only"]),
                   {name: turned for name, (_, turned) in oriented.items()})
+
+
+def bit_range(job: Job, layout: Layout) -> tuple[float, float]:
+    """Bits a weight of the blocks: the least that the target can hold, and the most that say more than fewer do."""
+    inner = {name: shape for name, shape in layout.shapes.items() if name not in layout.stream.tables()}
+    stored = 8 * sum(job.checkpoint.tensors[name].nbytes for name in inner) / max(1, sum(o * i for o, i in inner.values()))
+    most = math.nextafter(stored, 0)  # the original's bits are no compression
+    if job.kind.name == "archive":
+        from .fill import LEAST_BITS, MOST_BITS
+
+        return LEAST_BITS, min(most, MOST_BITS)
+    units = units_of(job.checkpoint, job.kind, layout.menu, layout.shapes, layout.stream.tables())
+    return block_rate(units, [min(unit.options, key=lambda option: option.nbytes) for unit in units])[1], most
 
 
 def check(job: Job, layout: Layout, budgets: Sequence[Budget], folder: Path) -> None:
@@ -299,12 +313,6 @@ def measure_gap(model: str | Path, reference: str | Path, *, text: list[str] | N
         gathered = gather(original, workspace, text=text or [], tokens=tokens, seed=seed, dtype=dtype)
         gather_fisher(gathered, None, seed)
         return gap_of(gathered, file)
-
-
-def _text_state(source: str) -> list[Any]:
-    """What tells whether the text changed: the path, the size and the time of each file that is read."""
-    states = [(path, path.stat()) for path in files_of(source)]
-    return [source, *([str(path), state.st_size, state.st_mtime_ns] for path, state in states)]
 
 
 __all__ = ["Budget", "Result", "convert", "measure_gap", "measure_limits", "optimize", "store_without_loss"]

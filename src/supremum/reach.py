@@ -25,7 +25,8 @@ from .solve.final import Grids, solve_final
 from .swaps import swap
 
 RATIOS = (0.9, 1.0, 1.15)  # of the budget's bytes: the frontier points whose true KL is measured before the plan is made
-ATTEMPTS = 4  # plans tried to meet a largest KL
+ATTEMPTS, AIM, NEAR = 4, 0.97, 0.9  # plans tried to meet a largest KL; shares of it: aimed at, and near enough to stop
+MENDED = 0.5  # of the measured points' KL is about what the drift's correction leaves
 
 
 def verify_frontier(gathered: Gathered, units: list[Unit], candidates: Candidates, reference: torch.Tensor,
@@ -68,36 +69,53 @@ def correction(points: Sequence[Mapping[str, Any]]) -> float:
 def reach(gathered: Gathered, units: list[Unit], candidates: Candidates, reference: torch.Tensor, budget: Budget,
           kind: Target, points: list[dict[str, Any]], costs: Costs | None = None,
           ) -> tuple[list[Option], LazyCoded, dict[str, Any], dict[str, Any] | None]:
-    """Plan, solve and measure; with a largest KL, again with a stricter prediction until the measurement holds.
+    """Plan, solve and measure; with a largest KL again, looser or stricter, until the measurement is just below it.
 
     costs: what the formats take when they run, where the budget has memory or speed. The last that is returned: what a
     search for better formats bought, where there was one.
     """
-    factor, swaps = correction(points), None
+    def planned(attempt: int, nats: float | None) -> list[Option]:
+        plan = partial(spend, budget, units, gathered.checkpoint, kind, nats=nats)
+        return costs.settle(budget, units, plan, f"{budget.name}/plan{attempt}") if costs else plan()
+
+    def solved(chosen: list[Option], attempt: int) -> tuple[LazyCoded, dict[str, Any]]:
+        folder = f"{budget.name}/solved{attempt}"
+        coded = _solve(gathered, plan_of(units, chosen), candidates, folder)
+        return coded, gathered.workspace.json(
+            f"{folder}/quality.json", lambda: _measure(gathered, coded, reference, "measure the result").to_dict())
+
+    factor = correction(points)
+    if budget.max_kl is None:
+        chosen = planned(0, None)
+        chosen, swaps = swap(gathered, kind, budget, units, chosen, candidates, reference, factor * _nats(chosen))
+        return chosen, *solved(chosen, 0), swaps
+    factor *= MENDED
+    found: list[tuple[int, list[Option], LazyCoded, dict[str, Any]]] = []  # what held, by size
+    tried: list[list[Option]] = []
     for attempt in range(ATTEMPTS):
-        nats = None if budget.max_kl is None else 0.97 * budget.max_kl / factor
-        planned = partial(spend, budget, units, gathered.checkpoint, kind, nats=nats)
         try:
-            chosen = costs.settle(budget, units, planned, f"{budget.name}/plan{attempt}") if costs else planned()
+            chosen = planned(attempt, AIM * budget.max_kl / factor)
         except BudgetError as error:
-            if budget.max_kl is None:
-                raise
+            if found:
+                break
             raise BudgetError(f"KL {budget.max_kl:g} cannot be reached within the other limits: {error.cause}",
                               "Allow more bytes, more bits or more KL.") from error
-        if budget.max_kl is None:
-            chosen, swaps = swap(gathered, kind, budget, units, chosen, candidates, reference, factor * _nats(chosen))
-        plan = plan_of(units, chosen)
-        folder = f"{budget.name}/solved{attempt}"
-        coded = _solve(gathered, plan, candidates, folder)
-        quality = gathered.workspace.json(
-            f"{folder}/quality.json",
-            partial(lambda coded: _measure(gathered, coded, reference, "measure the result").to_dict(), coded))
-        if budget.max_kl is None or quality["kl_mean"] <= budget.max_kl:
-            return chosen, coded, quality, swaps
-        note(f"measured KL {quality['kl_mean']:.4f} is above {budget.max_kl:g}; planning again")
-        factor *= 1.03 * quality["kl_mean"] / budget.max_kl
-    raise BudgetError(f"KL {budget.max_kl:g} was not reached in {ATTEMPTS} plans (last: {quality['kl_mean']:.4f}).",
-                      "Allow more KL, or more bytes.")
+        if chosen in tried:
+            break
+        tried.append(chosen)
+        coded, quality = solved(chosen, attempt)
+        kl = quality["kl_mean"]
+        if kl <= budget.max_kl:
+            found.append((kind.size(gathered.checkpoint, coded.plan), chosen, coded, quality))
+        if NEAR * budget.max_kl <= kl <= budget.max_kl or _nats(chosen) == 0:
+            break
+        note(f"measured KL {kl:.4f} is {'above' if kl > budget.max_kl else 'well below'} {budget.max_kl:g}; planning again")
+        factor = (1.03 if kl > budget.max_kl else 1) * kl / _nats(chosen)
+    if not found:
+        raise BudgetError(f"KL {budget.max_kl:g} was not reached in {ATTEMPTS} plans (last: {kl:.4f}).",
+                          "Allow more KL, or more bytes.")
+    _, chosen, coded, quality = min(found, key=lambda each: each[0])
+    return chosen, coded, quality, None
 
 
 def _measure(gathered: Gathered, coded: LazyCoded, reference: torch.Tensor, name: str) -> Quality:

@@ -52,7 +52,7 @@ def replacing(path: Path) -> Iterator[Path]:
             os.close(descriptor)
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:
-        if _disk_full(error):
+        if disk_full(error):
             raise SupremumError(f"{path}: the disk is full.", "Free space and run the same command again.") from error
         raise
     finally:
@@ -69,7 +69,7 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
         yield staging
         move_into_place(staging, folder)
     except OSError as error:
-        if _disk_full(error):
+        if disk_full(error):
             raise SupremumError(f"{folder}: the disk is full.", "Free space and run the same command again.") from error
         if isinstance(error, PermissionError):
             raise SupremumError(f"{folder}: cannot be written ({error.strerror}).", "Choose another --out.") from error
@@ -102,7 +102,7 @@ def move_into_place(staging: Path, folder: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _disk_full(error: Exception) -> bool:
+def disk_full(error: Exception) -> bool:
     """Whether no space or no quota is left; safetensors gives the number in words only."""
     full = errno.ENOSPC, errno.EDQUOT
     return getattr(error, "errno", None) in full or any(f"(os error {number})" in str(error) for number in full)

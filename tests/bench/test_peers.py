@@ -94,7 +94,7 @@ def test_a_peer_says_its_last_line_or_why_it_failed(rows, tmp_path, monkeypatch)
     script.write_text("import sys, json; print('noise'); print(json.dumps({'argv': sys.argv[1:]}))")
     assert rows.installed("int4", tmp_path) == [("hqq",)] and rows.installed("archive-4", tmp_path) == []
     said = rows.run(("hqq", "--kind", "x"), tmp_path, Path("r"), "t", Path("o"), 4, 512)
-    assert json.loads(json.dumps(said))["argv"] == ["r", "t", "o", "--bits", "4", "--kind", "x", "--tokens", "512"]
+    assert json.loads(json.dumps(said))["argv"] == ["r", "t", "o", "--bits", "4", "--tokens", "512", "--kind", "x"]
     script.write_text("import sys; sys.exit('no such thing')")
     with pytest.raises(rows.PeerError, match="hqq: no such thing"):
         rows.run(("hqq",), tmp_path, Path("r"), "t", Path("o"), 4, 512)

@@ -1,4 +1,4 @@
-"""The text verbs as programs: help, exit codes, JSON, one-line errors, nothing half-written after Ctrl-C."""
+"""The text verbs as programs: help, exit codes, JSON, one-line errors, what Ctrl-C leaves."""
 
 from __future__ import annotations
 
@@ -81,19 +81,20 @@ def test_errors_are_one_line(tmp_path: Path) -> None:
     assert result.stderr.strip().splitlines()[-1].startswith("supremum: error: ")
 
 
-def test_ctrl_c_leaves_nothing_half_written(tmp_path: Path) -> None:
+def test_ctrl_c_leaves_nothing_but_what_goes_on(tmp_path: Path) -> None:
     source = tmp_path / "a.jsonl"
     source.write_text("".join(json.dumps({"text": f"{n} " + "some words to clean " * 500}) + "\n" for n in range(3000)))
     heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # whoever began the tests may ignore it
     program = subprocess.Popen(
-        [sys.executable, "-c", f"{heard}; from supremum.cli import main; main()", "text", "clean", str(source),
+        [sys.executable, "-c", f"{heard}; from supremum.cli import main; from supremum.text import resuming; "
+                               "resuming.EVERY = 0.1; main()", "text", "clean", str(source),
          "--workers", "2", "--quality", "repetition", "--out", str(tmp_path / "b.jsonl")],
         stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=dict(os.environ), start_new_session=True)
     deadline = time.monotonic() + 60
-    while not (tmp_path / ".b.jsonl.work" / "documents").exists() and time.monotonic() < deadline:
+    while not (tmp_path / ".b.jsonl.work" / "progress.json").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     os.killpg(program.pid, signal.SIGINT)  # as a terminal does: to every process
     _, said = program.communicate(timeout=60)
     assert program.returncode == 130, said
-    assert "interrupted" in said and "Traceback" not in said
-    assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
+    assert "the same command (without --fresh) resumes" in said and "Traceback" not in said
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".b.jsonl.work", "a.jsonl"]

@@ -227,15 +227,16 @@ def test_outputs_are_refused_before_work(tmp_path):
 
 
 @pytest.mark.parametrize("moment", ["_steps", "_duplicates", "_write"])
-def test_an_interrupted_run_leaves_nothing(tmp_path, monkeypatch, moment):
+def test_an_interrupted_run_leaves_nothing_half_written(tmp_path, monkeypatch, moment):
     def interrupt(*args):
         args[-1] if moment != "_write" else args[2].write_text("half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cleaning, moment, interrupt)
     source = write(tmp_path / "a.jsonl", [sentence(1)])
-    if moment == "_write":
-        monkeypatch.setattr(cleaning, "_duplicates", lambda *_: np.ones(1, dtype=bool))
-    with pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(cleaning, moment, interrupt)
         clean_text(source, tmp_path / "out.jsonl", workers=1)
-    assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [*[".out.jsonl.work"] * (moment != "_steps"), "a.jsonl"]
+    clean_text(source, tmp_path / "out.jsonl", workers=1)
+    assert kept(tmp_path / "out.jsonl") == [sentence(1)]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl", "out.jsonl"]

@@ -161,7 +161,7 @@ def test_damage_is_refused(packed, tmp_path):
         PackedTokens(packed / "out", 10 ** 6)
 
 
-def test_bad_records_are_counted_and_an_interruption_leaves_nothing(tmp_path, monkeypatch):
+def test_bad_records_are_counted_and_an_interruption_leaves_what_stood_there(tmp_path, monkeypatch):
     (tmp_path / "a.jsonl").write_text('{"text": "one \\ud83d half"}\nnot json\n{"text": "two"}\n')
     done = pack(tmp_path / "a.jsonl", tiny_tokenizer(), tmp_path / "out", workers=1)
     assert (done.documents, done.unreadable) == (2, 1) and "line 2" in done.faults[0]
@@ -177,5 +177,5 @@ def test_bad_records_are_counted_and_an_interruption_leaves_nothing(tmp_path, mo
     before = (tmp_path / "out" / "index.json").read_bytes()
     with pytest.raises(KeyboardInterrupt):
         pack(tmp_path / "a.jsonl", tiny_tokenizer(), tmp_path / "out", workers=1, fresh=True)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl", "out"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".out.work", "a.jsonl", "out"]
     assert (tmp_path / "out" / "index.json").read_bytes() == before

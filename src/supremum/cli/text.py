@@ -55,7 +55,7 @@ FieldName = Annotated[str, typer.Option("--field", metavar="NAME", help="The col
 UnitOf = Annotated[Unit, typer.Option("--unit", help="What of a plain text file is one document.")]
 Workers = Annotated[int | None, typer.Option("--workers", min=1, help="Processes; as many as processors by default.")]
 Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first record that cannot be read.")]
-Fresh = Annotated[bool, typer.Option("--fresh", help="Replace what stands there.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Replace what stands there; begin anew.")]
 
 
 def names_option(module: str, name: str) -> Any:
@@ -82,7 +82,7 @@ def similarity_option(value: float) -> float:
     supremum text clean a.csv --field review --language en,zh --out c.jsonl
     supremum text clean a.txt --unit line --near 0.7 --quality c4 --out c.txt
     supremum text clean a.jsonl --against b.jsonl --drop-leaks --out c.jsonl
-""")
+""", resumable=True)
 def clean(
     sources: Sources,
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Output: .jsonl, .jsonl.gz or .txt.")],
@@ -116,7 +116,8 @@ def clean(
 ) -> Result:
     """Clean text: markup, characters, languages, quality, leaks, personal data, duplicates; counts and samples of each.
 
-    The report is written beside the output (clean.jsonl: clean.report.json). Nothing is left of an interrupted run.
+    The report is written beside the output (clean.jsonl: clean.report.json). A run that is stopped or killed goes on with the
+    same command.
     """
     if drop_leaks and not against:
         raise typer.BadParameter("--drop-leaks needs the evaluation text: --against FILE")
@@ -194,7 +195,7 @@ def tokenizer(
 @verb("""
     supremum text pack clean.jsonl --tokenizer tok --out packed
     supremum text pack a.txt --unit line --tokenizer demo --out packed
-""")
+""", resumable=True)
 def pack(
     sources: Sources,
     tokenizer: Annotated[str, typer.Option("--tokenizer", metavar="MODEL", help="A folder with a tokenizer, or a model.")],
@@ -210,7 +211,8 @@ def pack(
 ) -> Result:
     """Turn text into memory-mapped shards of tokens with document boundaries; training reads them with PackedTokens.
 
-    The tokenizer is kept in the folder. The order is the sources'; reading shuffles, by a seed, and can be resumed.
+    The tokenizer is kept in the folder. The order is the sources'; reading shuffles, by a seed, and can be resumed. A run
+    that is stopped or killed goes on with the same command.
     """
     from rich.console import Console
 

@@ -3,8 +3,8 @@
     read -> (steps of text/steps.py, in worker processes) -> exact duplicates -> near duplicates -> written in order
 
 Memory: about 50 bytes a document (text/duplicates.py), the runs of an evaluation text, and the batches under way. What the
-steps leave stands in a folder beside the output until the duplicates are known; nothing else is left by an interruption.
-The same sources and settings give the same bytes, whatever the number of workers.
+steps leave stands in a folder beside the output until the output stands; a run that was cut off goes on from there
+(text/resuming.py). The same sources and settings give the same bytes, whatever the number of workers and interruptions.
 """
 
 from __future__ import annotations
@@ -12,11 +12,9 @@ from __future__ import annotations
 import gzip
 import json
 import os
-import shutil
-import time
+import unicodedata
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -24,6 +22,7 @@ from typing import Any, BinaryIO, cast
 
 import numpy as np
 
+from .. import __version__
 from ..errors import SupremumError
 from ..progress import phase
 from ..workspace import replacing
@@ -31,7 +30,8 @@ from .duplicates import banding, exact_groups, near_groups, shingles
 from .leakage import Evaluation, Leaks, N
 from .parallel import ordered_map
 from .reading import Reading
-from .sources import bytes_of, files_of, load_text, names_of, watched
+from .resuming import Work, may_replace, resumable
+from .sources import bytes_of, files_of, load_text, names_of, state_of, watched
 from .steps import Cleaned, Cleaner, Event, Rules, excerpt
 
 SAMPLES, ALIKE = 12, 3  # samples a step, and of one kind
@@ -88,41 +88,47 @@ def clean_text(sources: Sources, out: str | Path, *, rules: Rules | None = None,
 
     near: Jaccard similarity from which documents are duplicates; None keeps them. against: an evaluation text whose runs
     of `run` words are looked for; its field is that of `reading` unless given, plain text is taken by paragraphs unless by
-    lines. Records that cannot be read are counted, with `strict` an error. Raises SupremumError for what the user can mend.
+    lines. Records that cannot be read are counted, with `strict` an error. fresh: replace what stands there, and discard
+    what an interrupted run left. Raises SupremumError for what the user can mend.
     """
-    rules, path, started = rules or Rules(), Path(out).expanduser(), time.perf_counter()
+    rules, path, reading = rules or Rules(), Path(out).expanduser(), reading or Reading()
     rules = replace(rules, near=near is not None)
     sources, against = names_of(sources), names_of(against)
-    check_file(path, sources, fresh)
     if near is not None and not 0 < near <= 1:
         raise SupremumError(f"A similarity of {near:g} is not above 0 and at most 1.", "0.8 is usual.")
     report = CleanReport(str(path), names_of(sources), {
         **vars(rules), "exact": exact, "near": near, "banding": banding(near) if near is not None else None,
         "against": against, "run": run, "strict": strict}, bytes=bytes_of(sources))
+    identity = {"verb": "text clean", "version": [__version__, unicodedata.unidata_version],
+                "settings": [report.settings, reading.field, reading.unit, against_field],
+                "sources": [state_of(source) for source in [*sources, *against]]}
+    check_file(path, sources, fresh or may_replace(path, identity))
     for name in ("read", "html", "characters", *(["language"] if rules.languages else []),
                  *(["quality"] if rules.quality else []), *(["leaks"] if against else []), *(["pii"] if rules.pii else []),
                  *(["exact duplicates"] if exact else []), *(["near duplicates"] if near is not None else [])):
         report.step(name)
-    reading = reading or Reading()
     if not strict:
         reading.refuse = lambda fault: report.step("read").add(
             Event("read", {"unreadable": 1}, True, excerpt(str(fault))), reading.place)
     unit = "line" if reading.unit == "line" else "paragraph"
     evaluation = Evaluation(_pairs(against, Reading(against_field or reading.field, unit)), run) if against else None
-    with scratch(path) as folder:
-        _steps(watched(sources, reading, "clean"), folder, Cleaner(rules, evaluation.index if evaluation else None),
+    with resumable(path, identity, fresh) as work:
+        _steps(watched(sources, reading, "clean"), work, Cleaner(rules, evaluation.index if evaluation else None),
                report, evaluation, workers or os.cpu_count() or 1)
-        stays_N = _duplicates(folder, report, exact, near)
+        stays_N = _duplicates(work.folder, report, exact, near)
         if not stays_N.any():
+            work.forget()
             most = max(report.steps, key=lambda name: report.steps[name].dropped)
             reasons = ", ".join(f"{count} {reason}" for reason, count in report.steps[most].counts.most_common(3))
             raise SupremumError(f"Of {report.read} documents none is left; most fell to `{most}` ({reasons}).",
                                 "Loosen that step.")
-        with phase("write"), replacing(path) as temporary:
-            _write(folder / "documents", stays_N, temporary, path, report)
+        with phase("write"):
+            with replacing(work.folder / "clean") as temporary:
+                _write(work.folder / "documents", stays_N, temporary, path, report)
+            os.replace(work.folder / "clean", path)
+        report.seconds = work.seconds()
     if evaluation:
         report.leaks = evaluation.result()
-    report.seconds = time.perf_counter() - started
     return report
 
 
@@ -138,55 +144,57 @@ def check_file(path: Path, sources: Sequence[str | Path], fresh: bool) -> None:
         raise SupremumError(f"{path}: exists.", "--fresh replaces it; or choose another --out.")
 
 
-@contextmanager
-def scratch(path: Path) -> Iterator[Path]:
-    """A folder beside `path`, removed at the end, and first what a killed run left of it."""
-    folder = path.with_name(f".{path.name}.work")
-    shutil.rmtree(folder, ignore_errors=True)
-    try:
-        folder.mkdir(parents=True)
-        yield folder
-    except PermissionError as error:
-        raise SupremumError(f"{path}: cannot be written ({error.strerror}).", "Choose another --out.") from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 def _pairs(sources: Sources, reading: Reading) -> Iterator[tuple[str, str]]:
     for text in load_text(sources, reading):
         yield reading.place, text
 
 
-def _steps(documents: Iterator[tuple[str, str]], folder: Path, cleaner: Cleaner, report: CleanReport,
+def _steps(documents: Iterator[tuple[str, str]], work: Work, cleaner: Cleaner, report: CleanReport,
            evaluation: Evaluation | None, workers: int) -> None:
-    """Run the steps; leave the documents, where each begins, their digests and signatures."""
+    """Run the steps; leave the documents, where each begins, their digests and signatures, and the evaluation text's runs
+    that were met."""
     places: deque[str] = deque()
 
-    def texts() -> Iterator[str]:
+    def read() -> Iterator[tuple[str, str]]:
         for place, text in documents:
-            places.append(place)
             report.read += 1
             report.characters_read += len(text)
+            yield place, text
+
+    def texts() -> Iterator[str]:
+        for place, text in work.left(read()):
+            places.append(place)
             yield text
 
-    with (folder / "documents").open("wb") as lines, (folder / "starts").open("wb") as starts, \
-            (folder / "digests").open("wb") as digests, (folder / "signatures").open("wb") as signatures:
-        cleaned: Cleaned
-        for cleaned in ordered_map(cleaner, texts(), workers=workers, size=len):
-            place = places.popleft()
-            for event in cleaned.events:
-                report.step(event.step).add(event, place)
-            if evaluation and cleaned.leaked is not None and len(cleaned.leaked):
-                evaluation.mark(cleaned.leaked)
-                if len(report.leak_places) < PLACES:
-                    report.leak_places.append(place)
-            if cleaned.text is None:
-                continue
+    def counts() -> dict[str, Any]:
+        return {"steps": {name: step for name, step in report.steps.items() if name != "read"},
+                "leak_places": report.leak_places, "carriers": evaluation.found.carriers if evaluation else 0}
+
+    lines, starts, digests, signatures, runs = map(work.open, ("documents", "starts", "digests", "signatures", "runs"))
+    if work.counts:
+        for name, step in work.counts["steps"].items():
+            report.steps[name] = Step(step["dropped"], step["changed"], Counter(step["counts"]), step["samples"])
+        report.leak_places += work.counts["leak_places"]
+        if evaluation:
+            evaluation.seen[np.fromfile(work.folder / "runs", np.int64)] = True
+            evaluation.found.carriers = work.counts["carriers"]
+    cleaned: Cleaned
+    for cleaned in ordered_map(cleaner, texts(), workers=workers, size=len):
+        place = places.popleft()
+        for event in cleaned.events:
+            report.step(event.step).add(event, place)
+        if evaluation and cleaned.leaked is not None and len(cleaned.leaked):
+            runs.write(evaluation.mark(cleaned.leaked).astype(np.int64).tobytes())
+            if len(report.leak_places) < PLACES:
+                report.leak_places.append(place)
+        if cleaned.text is not None:
             starts.write(np.int64(lines.tell()).tobytes())
             row = {"text": cleaned.text, "source": place} | ({"language": cleaned.language} if cleaned.language else {})
             lines.write(json.dumps(row, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
             digests.write(cleaned.digest)
             signatures.write(cleaned.signature)
+        work.done(counts)
+    work.save(counts())
 
 
 def _duplicates(folder: Path, report: CleanReport, exact: bool, near: float | None) -> np.ndarray:

@@ -90,10 +90,12 @@ class Evaluation:
         self.index = Index(known, sorted(lengths))
         self.seen = np.zeros(len(known), dtype=bool)
 
-    def mark(self, places: np.ndarray) -> None:
-        """Count a training document that holds these runs."""
-        self.seen[places] = True
+    def mark(self, places: np.ndarray) -> np.ndarray:
+        """Count a training document that holds these runs; those of them that no earlier one held."""
+        new = places[~self.seen[places]]
+        self.seen[new] = True
         self.found.carriers += len(places) > 0
+        return new
 
     def result(self) -> Leaks:
         seen_R = self.seen[self.place_R]

@@ -2,15 +2,14 @@
 
 Each document becomes the tokenizer's frame around its tokens (a BOS; [CLS] and [SEP]), and ends with the end-of-text token
 where the frame has no end. What looks like a special token in the text is text: a document cannot forge a boundary. The
-same sources and tokenizer give the same bytes, whatever the number of workers.
+same sources and tokenizer give the same bytes, whatever the number of workers and interruptions (text/resuming.py).
 """
 
 from __future__ import annotations
 
 import json
 import os
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -18,17 +17,21 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from .. import __version__
 from ..errors import SupremumError
 from ..progress import phase
-from ..workspace import replacing_folder, write_atomic
+from ..versions import version_of
+from ..workspace import move_into_place, write_atomic
 from .packed import FORMAT, INDEX, STARTS, VERSION, Encoder
 from .parallel import ordered_map
 from .reading import Reading
-from .sources import bytes_of, names_of, watched
+from .resuming import may_replace, resumable
+from .sources import bytes_of, names_of, state_of, watched
 from .vocabulary import check_folder
 from .windows import frame
 
 SHARD = 1 << 26  # tokens
+STAGING = "packed"  # in the folder of what is under way
 
 
 @dataclass
@@ -51,10 +54,10 @@ def pack(sources: Sequence[str | Path], tokenizer: Any, out: str | Path, *, shar
          reading: Reading | None = None, strict: bool = False, fresh: bool = False) -> Packing:
     """Write the folder `out`. tokenizer: a name (tokenizer_named) or a fast tokenizer of Transformers.
 
-    Records that cannot be read are counted, with `strict` an error. Raises SupremumError for what the user can mend.
+    Records that cannot be read are counted, with `strict` an error. fresh: replace what stands there, and discard what an
+    interrupted run left. Raises SupremumError for what the user can mend.
     """
-    started, folder = time.perf_counter(), Path(out).expanduser()
-    check_folder(folder, INDEX, fresh)
+    folder, reading = Path(out).expanduser(), reading or Reading()
     if shard < 1:
         raise SupremumError(f"A shard of {shard} tokens holds nothing.", f"{SHARD} is usual.")
     bytes_of(sources)  # they exist, before a model is opened
@@ -67,7 +70,6 @@ def pack(sources: Sequence[str | Path], tokenizer: Any, out: str | Path, *, shar
         suffix = [tokenizer.eos_token_id]
     dtype = "<u2" if len(tokenizer) <= 1 << 16 else "<u4"
     done = Packing(str(folder), dtype=dtype)
-    reading = reading or Reading()
     if not strict:
         def refuse(fault: SupremumError) -> None:
             done.unreadable += 1
@@ -75,22 +77,35 @@ def pack(sources: Sequence[str | Path], tokenizer: Any, out: str | Path, *, shar
                 done.faults.append(str(fault))
         reading.refuse = refuse
     unknown = -1 if tokenizer.unk_token_id is None or tokenizer.unk_token_id in suffix else tokenizer.unk_token_id
+    identity = {"verb": "text pack", "version": [__version__, version_of("tokenizers")],
+                "tokenizer": [sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest(), prefix, suffix, unknown],
+                "settings": [shard, strict, reading.field, reading.unit],
+                "sources": [state_of(source) for source in names_of(sources)]}
+    real = folder.resolve()  # where `folder` is a link
+    check_folder(folder, INDEX, fresh or may_replace(real, identity))
 
-    def texts() -> Iterator[str]:
-        for _, text in watched(sources, reading, "pack"):
+    def read() -> Iterator[tuple[str, str]]:
+        for place, text in watched(sources, reading, "pack"):
             done.characters += len(text)
-            yield text
+            yield place, text
 
-    with replacing_folder(folder) as staging, (staging / STARTS).open("wb") as starts:
-        stream = Shards(staging, dtype, shard)
-        encoded = ordered_map(Encoder(tokenizer.backend_tokenizer), texts(), workers=workers or os.cpu_count() or 1, size=len)
+    def counts() -> dict[str, Any]:
+        return {"unknown": done.unknown, "tokens": stream.total, "shards": stream.done}
+
+    with resumable(real, identity, fresh) as work:
+        begun = work.counts or {"unknown": 0, "tokens": 0, "shards": []}
+        staging, starts, done.unknown = work.folder / STAGING, work.open(f"{STAGING}/{STARTS}"), begun["unknown"]
+        stream = Shards(lambda name: work.open(f"{STAGING}/{name}"), dtype, shard, begun["tokens"], begun["shards"])
+        encoded = ordered_map(Encoder(tokenizer.backend_tokenizer), (text for _, text in work.left(read())),
+                              workers=workers or os.cpu_count() or 1, size=len)
         for ids in encoded:
             starts.write(np.int64(stream.total).tobytes())
-            done.documents += 1
             done.unknown += int((ids == unknown).sum()) if unknown >= 0 else 0
             stream.write(np.concatenate([np.array(prefix, np.uint32), ids, np.array(suffix, np.uint32)]))
+            work.done(counts)
+        work.save(counts())
         shards = stream.close()
-        done.tokens, done.shards = stream.total, len(shards)
+        done.documents, done.tokens, done.shards = work.documents, stream.total, len(shards)
         with phase("write"):
             tokenizer.save_pretrained(staging / "tokenizer")
             index = {"format": FORMAT, "version": VERSION, "dtype": dtype, "tokens": done.tokens, "documents": done.documents,
@@ -98,25 +113,27 @@ def pack(sources: Sequence[str | Path], tokenizer: Any, out: str | Path, *, shar
                      "sources": names_of(sources),
                      "unknown": done.unknown, "unreadable": done.unreadable}
             write_atomic(staging / INDEX, json.dumps(index, indent=1).encode())
-    done.seconds = time.perf_counter() - started
+            move_into_place(staging, folder)
+        done.seconds = work.seconds()
     return done
 
 
 class Shards:
-    """Files of `size` tokens each, but for the last."""
+    """Files of `size` tokens each, but for the last. `total` tokens stand in those that are `done` and in one under way."""
 
-    def __init__(self, folder: Path, dtype: str, size: int) -> None:
-        self.folder, self.dtype, self.size = folder, np.dtype(dtype), size
-        self.total = self.held = 0
-        self.done: list[dict[str, Any]] = []
+    def __init__(self, open_file: Callable[[str], BinaryIO], dtype: str, size: int, total: int,
+                 done: list[dict[str, Any]]) -> None:
+        self.open_file, self.dtype, self.size, self.total, self.done = open_file, np.dtype(dtype), size, total, done
         self._file: BinaryIO | None = None
+        if total > sum(shard["tokens"] for shard in done):
+            self._begin()
 
     def write(self, ids: np.ndarray) -> None:
         self.total += len(ids)
         while len(ids):
             if self._file is None:
-                self._name, self._hash, self.held = f"tokens-{len(self.done):05d}.bin", sha256(), 0
-                self._file = (self.folder / self._name).open("wb")
+                self._begin()
+            assert self._file is not None
             part, ids = ids[:self.size - self.held], ids[self.size - self.held:]
             data = part.astype(self.dtype).tobytes()
             self._file.write(data)
@@ -129,6 +146,15 @@ class Shards:
         if self._file is not None:
             self._end()
         return self.done
+
+    def _begin(self) -> None:
+        """Open the next shard, or the one under way, whose hash is taken again."""
+        self._name, self._hash, self.held = f"tokens-{len(self.done):05d}.bin", sha256(), 0
+        self._file = self.open_file(self._name)
+        self._file.seek(0)
+        while data := self._file.read(1 << 20):
+            self._hash.update(data)
+            self.held += len(data) // self.dtype.itemsize
 
     def _end(self) -> None:
         assert self._file is not None

@@ -7,6 +7,7 @@ main part with `if __name__ == "__main__"`.
 
 from __future__ import annotations
 
+import os
 import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -14,7 +15,8 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from itertools import islice
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
+from threading import Thread
 from typing import Any, TypeVar
 
 from ..errors import SupremumError
@@ -87,4 +89,13 @@ def _begin(function: Callable[[Any], Any]) -> None:
     """Ctrl-C reaches every process of the terminal; the parent alone decides."""
     global _function
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    Thread(target=_end_with_parent, daemon=True).start()
     _function = function
+
+
+def _end_with_parent() -> None:
+    """A parent that was killed tells its workers nothing; they would wait for more work for ever."""
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

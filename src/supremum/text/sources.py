@@ -111,6 +111,12 @@ def bytes_of(sources: Sequence[str | Path]) -> int:
     return sum(file.stat().st_size for each in files for file in each) if all(files) else 0
 
 
+def state_of(source: str) -> list[Any]:
+    """What tells whether the text changed: the path, the size and the time of each file that is read."""
+    states = [(path, path.stat()) for path in files_of(source)]
+    return [source, *([str(path), state.st_size, state.st_mtime_ns] for path, state in states)]
+
+
 def _documents(source: str, reading: Reading) -> Iterator[str]:
     files = files_of(source)
     for file in files:
