@@ -31,7 +31,7 @@ from .runtime.verify import verify
 from .solve.cancellation import nearest
 from .stats.streaming import BlockStream, orientation
 from .text import fast_dtype
-from .workspace import Workspace, move_into_place, refuse_mount, replacing_folder, write_atomic  # noqa: F401  (for frontier)
+from .workspace import Workspace, refuse_mount, replacing_folder, write_atomic
 
 CONVERTED = "converted.json"  # in the folder of a conversion: its inputs, command and proof
 
