@@ -72,7 +72,7 @@ def test_integers_beyond_a_byte_are_exact_and_said(archive, tmp_path, capsys):
 def test_only_archives_have_integers(tiny_model, tmp_path):
     with pytest.raises(CheckpointError, match="no archive's integers"):
         convert(tiny_model("llama"), "int8", tmp_path / "out")
-    with pytest.raises(SupremumError, match="no format for any"):
+    with pytest.raises(SupremumError, match="for `supremum convert` alone"):
         optimize(tiny_model("llama"), Budget(bits=4), target="int8", out=tmp_path / "out", text=[__file__], tokens=2048)
     assert not list(tmp_path.iterdir())
 
