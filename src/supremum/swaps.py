@@ -231,11 +231,14 @@ def swap(gathered: Gathered, kind: Target, budget: Budget, units: Sequence[Unit]
          candidates: Candidates, reference: Tensor, predicted: float) -> tuple[list[Option], dict[str, Any] | None]:
     """The search where it is wanted and there is something to swap, else the plan as it is. predicted: the plan's corrected
     KL."""
+    if not wanted(units, chosen, predicted):
+        return list(chosen), None
+
     def size(plan: Mapping[str, str]) -> int:
         return kind.size(gathered.checkpoint, plan)
 
     slack = 0 if budget.size is None else budget.size - size(plan_of(units, chosen))
-    if not wanted(units, chosen, predicted) or next(proposals(units, chosen, (), slack), None) is None:
+    if next(proposals(units, chosen, (), slack), None) is None:
         return list(chosen), None
     return search(gathered, units, chosen, candidates, reference, within(units, chosen, budget, size), f"{budget.name}/swaps",
                   slack)
