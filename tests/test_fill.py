@@ -13,7 +13,7 @@ from supremum.errors import BudgetError, SupremumError
 from supremum.pipeline import store_without_loss
 from supremum.report import read_document
 
-from .test_pipeline import text  # noqa: F401  (a fixture)
+from .test_pipeline import kl_of_file, text  # noqa: F401  (a fixture)
 
 OWN = ("supremum.json", "report.html", "README.md")
 
@@ -36,6 +36,9 @@ def test_size_is_kept_as_written(tiny_model, text, tmp_path):  # noqa: F811
     document = read_document(result.folder)
     assert document["result"]["bytes"] == size(result.folder) and document["proof"]["passed"]
     assert document["proof"]["runtime"] == "transformers"
+    assert document["result"]["measured"]["kl_mean"] == pytest.approx(kl_of_file(model, result.folder, text), rel=2e-3)
+    gains = document["result"]["gains"]
+    assert gains["kl_after"] < gains["kl_before"] and gains["numbers"] == 2 * 2 * 128  # two norms a block
 
 
 @pytest.mark.parametrize(("family", "bits"), [("gpt2", 4), pytest.param("albert", 3, marks=pytest.mark.slow)])

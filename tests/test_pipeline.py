@@ -54,6 +54,14 @@ def run(model, text, out, budget, **options):
     return optimize(model, budget, text=[text], tokens=TOKENS, out=out, dtype="float32", **options)
 
 
+def kl_of_file(model, folder, text):
+    """Of what stands in `folder`, measured on the run's held-out windows."""
+    original = open_checkpoint(model)
+    _, held_out = calibration_and_held_out(original, [text], tokens=TOKENS, held_out_tokens=HELD_OUT_TOKENS,
+                                           length=window_length(original), seed=0)
+    return evaluate(open_checkpoint(folder), original, held_out).kl_mean
+
+
 def test_gguf_within_the_budget_and_proved(tiny_model, text, tmp_path):
     model = tiny_model("llama", hidden_size=256, intermediate_size=512)
     with pytest.raises(BudgetError, match=r"smallest gguf file") as refused:
@@ -65,7 +73,8 @@ def test_gguf_within_the_budget_and_proved(tiny_model, text, tmp_path):
     assert 0.97 * budget <= written.stat().st_size <= budget
     document = read_document(tmp_path / "out")
     assert document["proof"]["passed"] and document["result"]["bytes"] == written.stat().st_size
-    assert document["result"]["measured"]["kl_mean"] > 0
+    assert 0 < document["result"]["measured"]["kl_mean"] == pytest.approx(kl_of_file(model, tmp_path / "out", text), rel=2e-3)
+    assert document["result"]["gains"]["kl_after"] < document["result"]["gains"]["kl_before"]
     assert sum(layer["share"] for layer in document["plan"]) == pytest.approx(1)
     assert not (tmp_path / "out.work").exists() and (tmp_path / "out" / "report.html").stat().st_size > 10_000
     again = run(model, text, tmp_path / "out", Budget(size=budget))
@@ -91,18 +100,15 @@ def test_one_format_and_its_measured_kl_is_that_of_the_file(tiny_model, text, tm
     """Inputs that the file's layers round are rounded when the plan is measured, and when the file is."""
     model = tiny_model("llama", "bfloat16", hidden_size=128, intermediate_size=256)
     result = run(model, text, tmp_path / "out", Budget(bits=bits), target="compressed-tensors", only=[codec])
-    document, original = result.document, open_checkpoint(model)
+    document = result.document
     assert document["proof"]["passed"] and {layer["codec"] for layer in document["plan"]} == {codec, "as it is"}
     assert any(line.startswith("Size only") for line in document["assumptions"])
     assert any("-a8" in line for line in document["assumptions"]) == codec.endswith("-a8")
     smoothing = document["result"]["smoothing"]
     assert smoothing is None if not codec.endswith("-a8") else len(smoothing["pairs"]) == 8 and not smoothing["not_folded"]
-    length = window_length(original)
-    _, held_out = calibration_and_held_out(original, [text], tokens=TOKENS, held_out_tokens=HELD_OUT_TOKENS, length=length,
-                                           seed=0)
-    found = evaluate(open_checkpoint(tmp_path / "out"), original, held_out)
     measured = document["result"]["measured"]["kl_mean"]
-    assert found.kl_mean == pytest.approx(measured, rel=0.01 if codec.startswith("uint") else 2e-3)
+    found = kl_of_file(model, tmp_path / "out", text)
+    assert found == pytest.approx(measured, rel=0.01 if codec.startswith("uint") else 2e-3)
 
 
 def test_largest_kl_holds(tiny_model, text, tmp_path):

@@ -135,7 +135,7 @@ def check_runtime(budget: Budget, target: Target) -> None:
     if not (budget.memory or budget.speed):
         return
     engine = capabilities(target.runtime)
-    if engine.compressed and target.runtime != "llama_cpp":
+    if engine.compressed and not engine.budgets:
         raise BudgetError(f"--memory and --speed are measured in llama.cpp; {engine.title} runs the {target.name} target.",
                           "Use --target gguf, or give --size or --bits.")
     if not engine.compressed:

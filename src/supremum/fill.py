@@ -33,6 +33,7 @@ from .sizes import format_size
 from .solve.cancellation import DAMPING, Metric, one_thread, side_by_side
 from .solve.candidates import Matrix, read_matrix, save_matrices
 from .solve.final import solve_final
+from .solve.gains import Trained, train_gains
 from .solve.water import Outputs, Spread, Watered, water
 from .stats.fisher import gradient_file, shrunk
 from .stats.sweep import HEAD_MOMENTS, moments
@@ -77,12 +78,17 @@ def fill(gathered: Gathered, budget: Budget, kind: ArchiveTarget, spectra: list[
             found.append(8 * used / max(inner, 1) - budget.bits)
         return max(found)
 
-    def quality(solved: Solved) -> dict[str, Any]:
-        return _quality(gathered, solved, reference)
+    def trained(solved: Solved) -> Trained:
+        return train_gains(gathered.stream, gathered.windows, gathered.held_out, reference, gathered.workspace, solved.coded,
+                           solved.folder)
+
+    def kl(solved: Solved, ready: bool) -> float:
+        found: dict[str, Any] = trained(solved).quality if ready else _quality(gathered, solved, reference)
+        return max(found["kl_mean"], 1e-9)
 
     curve, levels = Curve(spectra), _Levels(gathered, kind, names, budget.name)
     if budget.max_kl is not None:
-        solved = levels.near(curve.level_at_kl(budget.max_kl / 4), quality, budget.max_kl)
+        solved = levels.near(curve.level_at_kl(budget.max_kl / 4), kl, budget.max_kl)
         if excess(solved) > 0:
             raise BudgetError(f"KL {budget.max_kl:g} takes {format_size(solved.size)}, more than the other limits allow.",
                               "Allow more bytes, more bits or more KL.")
@@ -98,7 +104,7 @@ def fill(gathered: Gathered, budget: Budget, kind: ArchiveTarget, spectra: list[
         option = Option("lattice", nbytes, solved.nats[name]) if name in names else Option(None, nbytes, 0.0)
         units.append(Unit((name,), math.prod(shape), name in blocks, (option,)))
         options.append(option)
-    return Reached(units, options, solved.coded, quality(solved), [], spectra, solved.size)
+    return Reached(units, options, trained(solved), [], spectra, solved.size)
 
 
 @dataclass(frozen=True)
@@ -137,13 +143,14 @@ class _Levels:
             raise BudgetError(f"the budget was not met in {ATTEMPTS} water levels.", "Allow a little more.")
         return best
 
-    def near(self, level: float, measure: Callable[[Solved], dict[str, Any]], max_kl: float) -> Solved:
-        """The highest level that keeps the KL, which is nearly proportional to the level."""
+    def near(self, level: float, kl: Callable[[Solved, bool], float], max_kl: float) -> Solved:
+        """The highest level that keeps the KL, which is nearly proportional to the level. kl: of a level, and whether it may
+        be the last, whose gains are worth training."""
         best: Solved | None = None
         for attempt in range(ATTEMPTS):
             solved: Solved | None = self.solve(attempt, level)
             assert solved is not None
-            octaves = math.log2(max_kl / max(measure(solved)["kl_mean"], 1e-9))
+            octaves = math.log2(max_kl / kl(solved, attempt > 0))
             if attempt > 0 and octaves >= 0 and (best is None or solved.level > best.level):
                 best, solved = solved, best
             self.drop(solved)

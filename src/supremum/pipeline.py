@@ -1,6 +1,7 @@
 """The main job: a model and a budget in, a smaller model in a standard format out, with the limit and the proof.
 
-    open -> gather (text, moments, candidates, Fisher) -> price -> plan -> verify and refit -> solve -> write -> prove
+    open -> gather (text, moments, candidates, Fisher) -> price -> plan -> verify and refit
+         -> solve -> train gains -> write -> prove
 
 An archive has no formats to choose among: from the Fisher it goes to one water level for all layers (fill.py).
 """
@@ -250,8 +251,9 @@ def _smooth(job: Job, layout: Layout, workspace: Workspace) -> tuple[Job, dict[s
 def made(found: Statistics, budget: Budget) -> tuple[Reached, Path]:
     """A budget's result in a folder of the workspace, and what the runtime opens of it; finished steps are not repeated."""
     reached = _reached(found, budget)
-    return reached, write(found.job.checkpoint, found.job.kind, reached.coded,
-                          found.gathered.workspace.folder / budget.name / "output", reached.size)
+    vectors = reached.trained.vectors
+    return reached, write(found.job.checkpoint.changed(lambda name, stored: vectors.get(name, stored)), found.job.kind,
+                          reached.trained.coded, found.gathered.workspace.folder / budget.name / "output", reached.size)
 
 
 def finish(found: Statistics, budget: Budget, folder: Path, *, command: Mapping[str, Any] | None = None,
@@ -285,12 +287,10 @@ def _reached(found: Statistics, budget: Budget) -> Reached:
 
         return fill(gathered, budget, kind, found.spectra, found.reference,  # type: ignore[arg-type]
                     [name for name, names in found.menu.codecs.items() if names])
-    points = verify_frontier(gathered, found.units, found.candidates, found.reference, budget, kind,
-                             found.costs)
-    chosen, coded, measured, swaps = reach(gathered, found.units, found.candidates, found.reference, budget, kind, points,
-                                    found.costs)
-    return Reached(found.units, chosen, coded, measured, points, found.spectra,
-                   kind.size(gathered.checkpoint, coded.plan), swaps)
+    units, candidates, reference, costs = found.units, found.candidates, found.reference, found.costs
+    points = verify_frontier(gathered, units, candidates, reference, budget, kind, costs)
+    chosen, trained, swaps = reach(gathered, units, candidates, reference, budget, kind, points, costs)
+    return Reached(units, chosen, trained, points, found.spectra, kind.size(gathered.checkpoint, trained.coded.plan), swaps)
 
 
 def measure_limits(model: str | Path, *, text: list[str] | None = None, tokens: int | None = None, seed: int = 0,

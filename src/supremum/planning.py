@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from . import codecs
 from .allocate import Allowance, Budget, Option, Unit, choose
 from .checkpoint import Checkpoint
-from .checkpoint.targets import LazyCoded, Target
+from .checkpoint.targets import Target
 from .errors import BudgetError, SupremumError
 from .gather import Gathered, price
 from .limits import LayerSpectrum
@@ -18,6 +18,7 @@ from .sizes import format_size
 
 if TYPE_CHECKING:
     from .costs import Costs
+    from .solve.gains import Trained
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,7 @@ class Reached:
 
     units: list[Unit]
     chosen: list[Option]
-    coded: LazyCoded
-    measured: dict[str, Any]
+    trained: Trained
     points: list[dict[str, Any]]  # of the frontier that were measured on the way
     spectra: list[LayerSpectrum]
     size: int  # bytes of all files
@@ -44,7 +44,8 @@ class Reached:
     def point(self) -> tuple[float, float] | None:
         """(bits a weight, KL), to be shown beside the limit."""
         weights, bits = block_rate(self.units, self.chosen)
-        return (bits, self.measured["kl_mean"]) if weights and self.measured["kl_mean"] else None
+        kl = self.trained.quality["kl_mean"]
+        return (bits, kl) if weights and kl else None
 
 
 def menu_of(target: Target, checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, int]], keep: Sequence[str],

@@ -1,4 +1,4 @@
-"""From priced options to a solved plan that keeps its budget: measure, correct the prediction, plan, solve, measure."""
+"""From priced options to a solved plan that keeps its budget: measure, correct the prediction, plan, solve, train."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ from .planning import plan_of, spend
 from .progress import note
 from .solve.candidates import Candidates, load_coded
 from .solve.final import Grids, solve_final
+from .solve.gains import Trained, train_gains
 from .swaps import swap
 
 RATIOS = (0.9, 1.0, 1.15)  # of the budget's bytes: the frontier points whose true KL is measured before the plan is made
 ATTEMPTS, AIM, NEAR = 4, 0.97, 0.9  # plans tried to meet a largest KL; shares of it: aimed at, and near enough to stop
-MENDED = 0.5  # of the measured points' KL is about what the drift's correction leaves
+MENDED = 0.5  # of the measured points' KL is about what the drift's correction and the trained gains leave
 
 
 def verify_frontier(gathered: Gathered, units: list[Unit], candidates: Candidates, reference: torch.Tensor,
@@ -68,8 +69,8 @@ def correction(points: Sequence[Mapping[str, Any]]) -> float:
 
 def reach(gathered: Gathered, units: list[Unit], candidates: Candidates, reference: torch.Tensor, budget: Budget,
           kind: Target, points: list[dict[str, Any]], costs: Costs | None = None,
-          ) -> tuple[list[Option], LazyCoded, dict[str, Any], dict[str, Any] | None]:
-    """Plan, solve and measure; with a largest KL again, looser or stricter, until the measurement is just below it.
+          ) -> tuple[list[Option], Trained, dict[str, Any] | None]:
+    """Plan, solve, train and measure; with a largest KL again, looser or stricter, until the measurement is just below it.
 
     costs: what the formats take when they run, where the budget has memory or speed. The last that is returned: what a
     search for better formats bought, where there was one.
@@ -78,19 +79,18 @@ def reach(gathered: Gathered, units: list[Unit], candidates: Candidates, referen
         plan = partial(spend, budget, units, gathered.checkpoint, kind, nats=nats)
         return costs.settle(budget, units, plan, f"{budget.name}/plan{attempt}") if costs else plan()
 
-    def solved(chosen: list[Option], attempt: int) -> tuple[LazyCoded, dict[str, Any]]:
+    def solved(chosen: list[Option], attempt: int) -> Trained:
         folder = f"{budget.name}/solved{attempt}"
         coded = _solve(gathered, plan_of(units, chosen), candidates, folder)
-        return coded, gathered.workspace.json(
-            f"{folder}/quality.json", lambda: _measure(gathered, coded, reference, "measure the result").to_dict())
+        return train_gains(gathered.stream, gathered.windows, gathered.held_out, reference, gathered.workspace, coded, folder)
 
     factor = correction(points)
     if budget.max_kl is None:
         chosen = planned(0, None)
         chosen, swaps = swap(gathered, kind, budget, units, chosen, candidates, reference, factor * _nats(chosen))
-        return chosen, *solved(chosen, 0), swaps
+        return chosen, solved(chosen, 0), swaps
     factor *= MENDED
-    found: list[tuple[int, list[Option], LazyCoded, dict[str, Any]]] = []  # what held, by size
+    found: list[tuple[int, list[Option], Trained]] = []  # what held, by size
     tried: list[list[Option]] = []
     for attempt in range(ATTEMPTS):
         try:
@@ -103,10 +103,10 @@ def reach(gathered: Gathered, units: list[Unit], candidates: Candidates, referen
         if chosen in tried:
             break
         tried.append(chosen)
-        coded, quality = solved(chosen, attempt)
-        kl = quality["kl_mean"]
+        trained = solved(chosen, attempt)
+        kl = trained.quality["kl_mean"]
         if kl <= budget.max_kl:
-            found.append((kind.size(gathered.checkpoint, coded.plan), chosen, coded, quality))
+            found.append((kind.size(gathered.checkpoint, trained.coded.plan), chosen, trained))
         if NEAR * budget.max_kl <= kl <= budget.max_kl or _nats(chosen) == 0:
             break
         note(f"measured KL {kl:.4f} is {'above' if kl > budget.max_kl else 'well below'} {budget.max_kl:g}; planning again")
@@ -114,8 +114,8 @@ def reach(gathered: Gathered, units: list[Unit], candidates: Candidates, referen
     if not found:
         raise BudgetError(f"KL {budget.max_kl:g} was not reached in {ATTEMPTS} plans (last: {kl:.4f}).",
                           "Allow more KL, or more bytes.")
-    _, chosen, coded, quality = min(found, key=lambda each: each[0])
-    return chosen, coded, quality, None
+    _, chosen, trained = min(found, key=lambda each: each[0])
+    return chosen, trained, None
 
 
 def _measure(gathered: Gathered, coded: LazyCoded, reference: torch.Tensor, name: str) -> Quality:

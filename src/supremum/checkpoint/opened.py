@@ -92,9 +92,10 @@ class Checkpoint:
         return tensor if self._change is None else self._change(self.tied.get(name, name), tensor)
 
     def changed(self, change: Callable[[str, Tensor], Tensor]) -> Checkpoint:
-        """The same model with other weights: `read` gives change(canonical name, stored tensor), of the same shape."""
-        view = copy.copy(self)
-        view._change = change
+        """The same model with other weights: `read` gives change(canonical name, tensor), of the same shape. A model that was
+        changed already is changed further."""
+        view, earlier = copy.copy(self), self._change
+        view._change = change if earlier is None else lambda name, tensor: change(name, earlier(name, tensor))
         return view
 
     def lattice(self, name: str) -> Any:

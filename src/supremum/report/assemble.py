@@ -34,7 +34,7 @@ def assemble(gathered: Gathered, target: Target, budget: Budget, reached: Reache
     """The whole document. inputs: what makes two runs the same. running: budgets of the running file, in words. smoothing:
     what was folded (solve/smoothing.py). floor: of a task's metric (floor.py)."""
     checkpoint, units, chosen, points, size = gathered.checkpoint, reached.units, reached.chosen, reached.points, reached.size
-    measured: Mapping[str, Any] = reached.measured
+    measured: Mapping[str, Any] = reached.trained.quality
     block_weights, bits = block_rate(units, chosen)
     fixed = size - sum(option.nbytes for option in chosen)
     curve = Curve(reached.spectra)
@@ -64,12 +64,14 @@ def assemble(gathered: Gathered, target: Target, budget: Budget, reached: Reache
                    "measured": dict(measured), "limit_kl": curve.kl_at_bits(bits),
                    "limit_bits": curve.bits_at_kl(kl) if kl else None,
                    "gap_bits": curve.gap_bits(bits, kl) if kl else None, "running": list(running),
-                   "swaps": reached.swaps, "smoothing": smoothing} | ({"floor": dict(floor)} if floor else {}),
+                   "swaps": reached.swaps, "smoothing": smoothing, "gains": reached.trained.record}
+        | ({"floor": dict(floor)} if floor else {}),
         "proof": dict(proof),
         "phases": [{"name": name, "seconds": seconds, "peak_rss_mb": peaks.get(name)} for name, seconds in timings.items()],
         "samples": list(samples),
         "assumptions": [*bounds.information.assumptions, *_remarks(target, {option.codec for option in chosen}),
-                        *_when_swapped(reached.swaps), *_when_smoothed(smoothing), *_when_floored(floor)],
+                        *_when_swapped(reached.swaps), *_when_smoothed(smoothing),
+                        *_when_trained(reached.trained.record), *_when_floored(floor)],
     })
     return document
 
@@ -94,6 +96,11 @@ def _when_smoothed(smoothing: Mapping[str, Any] | None) -> list[str]:
     return ["Norms and weights are scaled against each other so that inputs round better (smoothing): the same function, and "
             "the limit is that of the scaled weights"] if smoothing and any(
                 pair["exponent"] is not None for pair in smoothing["pairs"]) else []
+
+
+def _when_trained(gains: Mapping[str, Any] | None) -> list[str]:
+    return ["Norms, biases and scales were trained on the calibration text; the held-out text chose among "
+            f"{len(gains['passes']) + 1} states of them"] if gains and gains["kl_after"] < gains["kl_before"] else []
 
 
 def _when_floored(floor: Mapping[str, Any] | None) -> list[str]:

@@ -156,6 +156,22 @@ class Smoothing(TypedDict):
     not_folded: list[str]  # the first reader of each input that is made by nothing that can be divided
 
 
+class Pass(TypedDict):
+    """All calibration windows once; seconds of training, the measurement not counted."""
+
+    kl: float  # after it, on the held-out text
+    seconds: float
+
+
+class Gains(TypedDict):
+    """Norms, biases and scales of rows, trained through the whole model (solve/gains.py)."""
+
+    numbers: int  # that were trained
+    kl_before: float
+    kl_after: float
+    passes: list[Pass]
+
+
 class Score(TypedDict):
     """A figure with the bounds of its bootstrap interval."""
 
@@ -201,6 +217,7 @@ class ResultSection(ResultBase, total=False):
     running: list[Running]
     swaps: Swaps | None
     smoothing: Smoothing | None
+    gains: Gains | None
 
 
 class Proof(TypedDict):

@@ -111,6 +111,12 @@ def facts(document: Document) -> list[tuple[str, str, str]]:
         rows.append(("Swapped formats", f"{swaps['accepted']} of {swaps['trials']} tried",
                      f"KL {figure(swaps['kl_before'])} to {figure(swaps['kl_after'])} before the final solve, "
                      f"in {seconds(swaps['seconds'])}"))
+    if gains := result.get("gains"):
+        spent = sum(one["seconds"] for one in gains["passes"])
+        bought = gains["kl_before"] - gains["kl_after"]
+        rows.append(("Trained gains and scales", f"{gains['numbers']:,}",
+                     f"KL {figure(gains['kl_before'])} to {figure(gains['kl_after'])} in {seconds(spent)}: "
+                     f"{figure(bought / max(spent, 1e-9) * 60)} a minute, {len(gains['passes'])} passes"))
     if measured["same_top"] is not None:
         rows.append(("Same next token", percent(measured["same_top"]),
                      "positions where both models prefer the same token"))

@@ -30,6 +30,7 @@ class Capabilities:
     rounds: bool  # whether it rounds activations, as `rounding` describes
     compressed: bool  # whether weights stay compressed in its memory
     floor: Tolerance  # what its arithmetic alone may differ from our decoding
+    budgets: bool = False  # whether --memory and --speed are measured in it (costs.py)
     package: str = ""  # without which results are written all the same, and called not proved
 
 

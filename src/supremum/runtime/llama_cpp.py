@@ -22,7 +22,7 @@ class LlamaCpp:
     """See `supremum.runtime.Runtime`."""
 
     name = "llama_cpp"
-    capabilities = Capabilities("llama.cpp", rounds=True, compressed=True,
+    capabilities = Capabilities("llama.cpp", rounds=True, compressed=True, budgets=True,
                                 floor=Tolerance(kl=1e-3, error=5e-3))  # float16 keys and values
 
     def __init__(self, path: Path, threads: int = 1, context: int = 1024, cache: tuple[str, str] | None = None) -> None:

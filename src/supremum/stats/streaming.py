@@ -77,7 +77,7 @@ class BlockStream:
             self.blocks[name] = block
             blocks[i] = _StandIn(name, self)
         self.depth: int = self.model.config.get_text_config().num_hidden_layers
-        self.replaced: Callable[[str], Tensor | None] = lambda name: None  # tensor name -> weight (O, I) to use instead
+        self.replaced: Callable[[str], Tensor | None] = lambda name: None  # name -> weight (O, I), or vector, to use instead
         self.codec: Callable[[str], str | None] = lambda name: None  # its codec, which may round the layer's inputs too
         self._calls: list[Call] = []
         self._final_NTd: Tensor | None = None
@@ -154,10 +154,11 @@ class BlockStream:
     def block(self, name: str) -> Iterator[nn.Module]:
         """The block with its weights in memory (compute dtype, no gradients), released on leaving."""
         block = self.blocks[name]
+        for inner in [inner for inner, _ in block.named_parameters()]:
+            if (value := self.replaced(f"{name}.{inner}")) is not None:
+                owner, _, key = inner.rpartition(".")
+                _set(block.get_submodule(owner), key, value, self.dtype)
         self.checkpoint.materialise(block, name + ".", self.dtype)
-        for inner, layer in linears(block).items():
-            if (weight_OI := self.replaced(f"{name}.{inner}.weight")) is not None:
-                set_weight(layer, weight_OI)
         hooks = [round_inputs(layer, self.codec(f"{name}.{inner}.weight")) for inner, layer in linears(block).items()]
         try:
             yield block.eval().requires_grad_(False)
@@ -240,10 +241,14 @@ def linears(block: nn.Module) -> dict[str, nn.Module]:
 
 
 def set_weight(layer: nn.Module, weight_OI: Tensor) -> None:
-    """Give a linear layer another weight, (out, in); Transformers' Conv1D (GPT-2) stores the transpose."""
-    weight = weight_OI.T.contiguous() if isinstance(layer, Conv1D) else weight_OI
-    dtype = next(layer.parameters(recurse=False)).dtype
-    layer.weight = nn.Parameter(weight.to(dtype), requires_grad=False)
+    """Give a linear layer another weight, (out, in)."""
+    _set(layer, "weight", weight_OI, next(layer.parameters(recurse=False)).dtype)
+
+
+def _set(module: nn.Module, key: str, value: Tensor, dtype: torch.dtype) -> None:
+    """Transformers' Conv1D (GPT-2) stores the transpose of a weight (out, in)."""
+    value = value.T.contiguous() if isinstance(module, Conv1D) and value.ndim == 2 else value
+    module._parameters[key] = nn.Parameter(value.to(dtype), requires_grad=False)
 
 
 def orientation(stream: BlockStream) -> dict[str, tuple[tuple[int, int], bool]]:
