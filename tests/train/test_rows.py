@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from supremum.errors import SupremumError
+from supremum.train import rows as module
 from supremum.train.rows import read
 
 ROLES = ("text", "label")
@@ -95,6 +96,27 @@ def test_questions_and_a_slice_of_them(tmp_path: Path) -> None:
 def test_broken_files_are_refused_by_line(tmp_path: Path, name: str, data: bytes, columns: dict[str, Any], said: str) -> None:
     with pytest.raises(SupremumError, match=f"{tmp_path / name}.*{said}"):
         rows(tmp_path, name, data, columns)
+
+
+@pytest.mark.parametrize("name, data, count", [
+    ("a.csv", b"text,label\nx,1\n,0\ny,0\nz,\n", 4),
+    ("a.jsonl", b'{"text": "x", "label": 1}\n{"text": " ", "label": 0}\n{"text": "y", "label": 0}\n'
+                b'{"text": null, "label": 0}', 4),
+])
+def test_rows_with_an_empty_field_are_left_out_where_the_recipe_says_so(
+        tmp_path: Path, name: str, data: bytes, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(module, "note", said.append)
+    (tmp_path / name).write_bytes(data)
+    found = read(tmp_path, [name], ("text", "label"), {}, "auto", drop=True)
+    assert [(row["text"], row["label"]) for row in found] == [("x", "1"), ("y", "0")]
+    assert len(said) == 1 and f"2 of {count} rows" in said[0]
+
+
+def test_nothing_but_empty_fields_is_no_data(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(b"text,label\n,1\n")
+    with pytest.raises(SupremumError, match="no rows are left"):
+        read(tmp_path, ["a.csv"], ("text", "label"), {}, "auto", drop=True)
 
 
 @pytest.mark.parametrize("data, said", [(b"word\n", "line 1: 1 columns"),

@@ -36,7 +36,7 @@ from ..stats.sweep import batches, hidden_file
 from ..workspace import Workspace
 
 TOKENS = 1024  # of a step
-RATE, WARM = 1e-3, 0.2  # of Adam, in units of theta: the largest, and the share of a pass that leads up to it
+RATE, WARM = 2e-3, 0.2  # of Adam, in units of theta: the largest, and the share of a pass that leads up to it
 FIRST, SECOND, TINY = 0.9, 0.95, 1e-12  # Adam's means of gradients and of their squares
 PASSES, LEAST = 3, 0.02  # share of the KL that a pass has to buy for another to follow
 WORTH = 0.003  # nats a token: what is nearer to the original is left as it is

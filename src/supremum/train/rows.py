@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import SupremumError
+from ..progress import note
 
 Row = dict[str, Any]  # roles of the task -> values; "where": file and line
 Columns = Mapping[str, Any]  # role -> the column's name, or its number from 0
@@ -35,12 +36,14 @@ LONGEST = 1 << 20  # characters of one field
 PART = re.compile(r"(.+?)\[(\d*):(\d*)\]")
 
 
-def read(folder: Path, names: Sequence[str], roles: Sequence[str], columns: Columns, kind: str = "auto") -> list[Row]:
-    """The rows of all files `names` below `folder`; a name may end in [first:last] to take some of its rows."""
+def read(folder: Path, names: Sequence[str], roles: Sequence[str], columns: Columns, kind: str = "auto",
+         drop: bool = False) -> list[Row]:
+    """The rows of all files `names` below `folder`; a name may end in [first:last] to take some of its rows. drop: a row with
+    an empty field is left out, and counted, instead of refused."""
     rows: list[Row] = []
     for name in names:
         part = PART.fullmatch(name)
-        found = _file(folder, part[1] if part else name, roles, columns, kind)
+        found = _file(folder, part[1] if part else name, roles, columns, kind, drop)
         rows += found[int(part[2] or 0) : int(part[3]) if part[3] else None] if part else found
     if not rows:
         raise SupremumError(f"{', '.join(names)}: no rows are left.", "Name files with rows, or widen [first:last].")
@@ -53,17 +56,17 @@ def digest(rows: Sequence[Row]) -> str:
     return blake2b(json.dumps(bare, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
-def _file(folder: Path, name: str, roles: Sequence[str], columns: Columns, kind: str) -> list[Row]:
+def _file(folder: Path, name: str, roles: Sequence[str], columns: Columns, kind: str, drop: bool) -> list[Row]:
     if "source" in roles and "," in name:
         one, other = (folder / part.strip() for part in name.split(",", 1))
-        return _parallel(one, other)
+        return _whole(f"{one}, {other.name}", _parallel(one, other, drop))
     path = folder / name
     kind = KINDS.get(Path(name.removesuffix(".gz")).suffix.lower(), "") if kind == "auto" else kind
     text = decoded(path)
     if kind in ("tsv", "csv"):
-        rows = list(_table(path, text, kind, {role: columns.get(role, role) for role in roles}))
+        rows = list(_table(path, text, kind, {role: columns.get(role, role) for role in roles}, drop))
     elif kind == "jsonl":
-        rows = list(_objects(path, text, {role: columns.get(role, role) for role in roles}))
+        rows = list(_objects(path, text, {role: columns.get(role, role) for role in roles}, drop))
     elif kind == "conll" and "words" in roles:
         rows = list(_sentences(path, text, columns.get("words", 0), columns.get("tags", -1)))
     elif kind == "squad" and "context" in roles:
@@ -74,7 +77,15 @@ def _file(folder: Path, name: str, roles: Sequence[str], columns: Columns, kind:
                             "for translation. data.kind names a file's kind where its suffix does not.")
     if not rows:
         raise SupremumError(f"{path}: holds no rows.", "Name a file with rows.")
-    return rows
+    return _whole(str(path), rows)
+
+
+def _whole(name: str, rows: list[Row]) -> list[Row]:
+    """The rows that lack nothing."""
+    kept = [row for row in rows if row]
+    if len(kept) < len(rows):
+        note(f"{name}: {len(rows) - len(kept)} of {len(rows)} rows have an empty field and are left out.")
+    return kept
 
 
 def decoded(path: Path) -> str:
@@ -101,14 +112,17 @@ def decoded(path: Path) -> str:
                             "Convert the file to UTF-8, for example with iconv.") from error
 
 
-def _row(where: str, values: Mapping[str, Any], roles: Mapping[str, Any]) -> Row:
-    """A row of strings; blanks and half surrogates are refused."""
+def _row(where: str, values: Mapping[str, Any], roles: Mapping[str, Any], drop: bool = False) -> Row:
+    """A row of strings; blanks and half surrogates are refused. drop: of a row with a blank nothing is left."""
     row: Row = {"where": where}
     for role, column in roles.items():
         value = values[role]
         text = str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+        if drop and (text is None or (isinstance(text, str) and not text.strip())):
+            return {}
         if not isinstance(text, str) or not text.strip():
-            raise SupremumError(f"{where}: the {role} (column {column}) is missing.", "Fill it in, or remove the row.")
+            raise SupremumError(f"{where}: the {role} (column {column}) is missing.",
+                                "Fill it in or remove the row; data.missing: drop leaves such rows out.")
         if len(text) > LONGEST:
             raise SupremumError(f"{where}: the {role} has {len(text)} characters.", f"At most {LONGEST} are read; split it.")
         if any("\ud800" <= character <= "\udfff" for character in text):
@@ -117,7 +131,7 @@ def _row(where: str, values: Mapping[str, Any], roles: Mapping[str, Any]) -> Row
     return row
 
 
-def _table(path: Path, text: str, kind: str, roles: Mapping[str, Any]) -> Iterator[Row]:
+def _table(path: Path, text: str, kind: str, roles: Mapping[str, Any], drop: bool) -> Iterator[Row]:
     numbered = all(isinstance(column, int) for column in roles.values())
     if kind == "tsv":
         lines = text.splitlines() if "\n" not in text else text.replace("\r\n", "\n").split("\n")
@@ -143,7 +157,7 @@ def _table(path: Path, text: str, kind: str, roles: Mapping[str, Any]) -> Iterat
         if len(cells) < width or (not numbered and len(cells) > width):
             raise SupremumError(f"{where}: {len(cells)} columns where {width} are expected.",
                                 "Correct the line; a text that holds the separator needs quotes (.csv) or another form.")
-        yield _row(where, {role: cells[place] for role, place in places.items()}, roles)
+        yield _row(where, {role: cells[place] for role, place in places.items()}, roles, drop)
 
 
 def _csv(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
@@ -160,7 +174,7 @@ def _csv(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
         csv.field_size_limit(before)
 
 
-def _objects(path: Path, text: str, roles: Mapping[str, Any]) -> Iterator[Row]:
+def _objects(path: Path, text: str, roles: Mapping[str, Any], drop: bool) -> Iterator[Row]:
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
@@ -178,8 +192,8 @@ def _objects(path: Path, text: str, roles: Mapping[str, Any]) -> Iterator[Row]:
         if missing:
             raise SupremumError(f"{where}: there is no field {missing[0]!r} (it has {', '.join(map(str, found))[:200]}).",
                                 "Name the field in the recipe, under data.columns.")
-        row = _row(where, {role: found[column] for role, column in here.items()}, here)
-        if "target" in several:
+        row = _row(where, {role: found[column] for role, column in here.items()}, here, drop)
+        if row and "target" in several:
             row["references"] = [_row(where, {"target": found[column]}, {"target": column})["target"]
                                  for column in several["target"]]
         yield row
@@ -235,11 +249,11 @@ def _questions(path: Path, text: str) -> Iterator[Row]:
                             remedy) from error
 
 
-def _parallel(one: Path, other: Path) -> list[Row]:
+def _parallel(one: Path, other: Path, drop: bool) -> list[Row]:
     sources, targets = (decoded(path).replace("\r\n", "\n").rstrip("\n").split("\n") for path in (one, other))
     if len(sources) != len(targets):
         raise SupremumError(f"{one} has {len(sources)} lines, {other} has {len(targets)}.",
                             "Lines belong together by number; give files of the same length.")
     roles = {"source": one.name, "target": other.name}
-    return [_row(f"{one}, line {number}", {"source": source, "target": target}, roles)
+    return [_row(f"{one}, line {number}", {"source": source, "target": target}, roles, drop)
             for number, (source, target) in enumerate(zip(sources, targets, strict=True), 1)]

@@ -87,6 +87,7 @@ class Data:
     kind: Literal["auto", "tsv", "csv", "jsonl", "conll", "squad"] = "auto"
     columns: dict[str, Any] = field(default_factory=dict)  # role -> the column's name, or its number without a header
     share: float = limits(0.1, above=0, most=0.5)  # of `train`, for each split that is not named
+    missing: Literal["refuse", "drop"] = "refuse"  # what becomes of a row with an empty field
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,7 +213,8 @@ def tune(path: str | Path, data: str | Path, out: str | Path, *, changes: Sequen
         train, valid, test = splits(task, recipe, folder)
         others: list[Row] = []
         if recipe.source and recipe.epochs != 0:
-            others = read(folder, recipe.source.train, task.roles, recipe.data.columns, recipe.data.kind)
+            others = read(folder, recipe.source.train, task.roles, recipe.data.columns, recipe.data.kind,
+                          recipe.data.missing == "drop")
             task.check(others)
     leaked = {"valid": leaks(task, train, valid), "test": leaks(task, train, test)}
     for name, count in leaked.items():
@@ -297,11 +299,12 @@ def splits(task: Task, recipe: Tune, folder: Path) -> tuple[list[Row], list[Row]
         if role not in task.roles:
             raise SupremumError(f"data.columns: the task {task.name} has no column {role!r}.",
                                 f"It has {', '.join(task.roles)}.")
-    train = read(folder, data.train, task.roles, data.columns, data.kind)
+    drop = data.missing == "drop"
+    train = read(folder, data.train, task.roles, data.columns, data.kind, drop)
     found: dict[str, list[Row]] = {}
     for name, files in (("valid", data.valid), ("test", data.test)):
         if files:
-            found[name] = read(folder, files, task.roles, data.columns, data.kind)
+            found[name] = read(folder, files, task.roles, data.columns, data.kind, drop)
     for number, name in enumerate(("valid", "test")):
         if name not in found:
             random.Random(f"{recipe.seed} {number}").shuffle(train)
