@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 
 from supremum import Budget, optimize
 from supremum import frontier as module
-from supremum.errors import BudgetError, SupremumError
+from supremum.errors import BudgetError, StateError, SupremumError
 from supremum.frontier import optimize_frontier
 from supremum.report import read_document
 from supremum.report.frontier import read_frontier
@@ -28,6 +29,17 @@ optimize_frontier(sys.argv[1], [5, 7], text=[sys.argv[2]], tokens=1024, out=sys.
 
 def draw(model, text, out, bits, **options):  # noqa: F811
     return optimize_frontier(model, bits, text=[text], tokens=TOKENS, out=out, dtype="float32", **options)
+
+
+def test_a_frontier_with_a_damaged_point_is_not_finished(drawn, tiny_model, text, tmp_path):  # noqa: F811
+    copied = tmp_path / "out"
+    shutil.copytree(drawn.folder, copied)
+    (copied / "5" / "model.gguf").write_bytes(b"GGUF")
+    with pytest.raises(StateError, match=r"5/model.gguf: holds 4 bytes .*--fresh"):
+        draw(tiny_model("llama"), text, copied, [5, 7])
+    shutil.rmtree(copied / "5")
+    with pytest.raises(StateError, match=r"out/5: is no longer .*--fresh"):
+        draw(tiny_model("llama"), text, copied, [5, 7])
 
 
 @pytest.fixture(scope="module")

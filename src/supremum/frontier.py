@@ -112,7 +112,8 @@ def _out_of_reach(job: Job, layout: Layout, asked: Sequence[float]) -> list[tupl
 
 
 def _finished(folder: Path, job: Job, asked: Sequence[float]) -> Frontier | None:
-    """The frontier of an earlier run with the same inputs and points, if it stands there."""
+    """The frontier of an earlier run with the same inputs and points, if it stands there. Raises StateError if a point's
+    model is no longer whole."""
     try:
         found = read_frontier(folder)
     except StateError:
@@ -120,5 +121,10 @@ def _finished(folder: Path, job: Job, asked: Sequence[float]) -> Frontier | None
     state: dict[str, object] = dict(found["inputs"])
     if found["asked"] != list(asked) or state.get("state") != plain(job.inputs):
         return None
+    bits = {folder_of(value): value for value in asked}
+    for row in found["points"]:
+        point = folder / row["folder"]
+        if not finished(point, job.inputs, Budget(bits=bits[row["folder"]])):
+            raise StateError(f"{point}: is no longer the result that was written.", "--fresh makes it again.")
     discard_left(folder, job.inputs)
     return found

@@ -37,10 +37,9 @@ from ..workspace import Workspace
 
 TOKENS = 1024  # of a step
 RATE, WARM = 2e-3, 0.2  # of Adam, in units of theta: the largest, and the share of a pass that leads up to it
-FIRST, SECOND, TINY = 0.9, 0.95, 1e-12  # Adam's means of gradients and of their squares
+FIRST, SECOND, TINY = 0.9, 0.95, 1e-8  # of Adam: decay of the means of gradients and of their squares, and epsilon
 PASSES, LEAST = 3, 0.02  # share of the KL that a pass has to buy for another to follow
 WORTH = 0.003  # nats a token: what is nearer to the original is left as it is
-
 
 Divergence = Callable[[Tensor, Tensor], Tensor]  # last hidden states (1, T, d) of the original and ours -> d mean KL / d ours
 
