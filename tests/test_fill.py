@@ -38,7 +38,7 @@ def test_size_is_kept_as_written(tiny_model, text, tmp_path):  # noqa: F811
     assert document["proof"]["runtime"] == "transformers"
     assert document["result"]["measured"]["kl_mean"] == pytest.approx(kl_of_file(model, result.folder, text), rel=2e-3)
     gains = document["result"]["gains"]
-    assert gains["kl_after"] < gains["kl_before"] and gains["numbers"] == 2 * 2 * 128  # two norms a block
+    assert gains["kl_after"] <= gains["kl_before"] and gains["numbers"] == 2 * 2 * 128  # two norms a block
 
 
 @pytest.mark.parametrize(("family", "bits"), [("gpt2", 4), pytest.param("albert", 3, marks=pytest.mark.slow)])
