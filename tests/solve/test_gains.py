@@ -30,10 +30,10 @@ from ..stats.test_streaming import windows
 TinyModel = Callable[..., Path]
 
 
-def rounded(stream: BlockStream, codec: str, only: str = "") -> LazyCoded:
+def rounded(stream: BlockStream, codec: str) -> LazyCoded:
     """Every matrix of the blocks by nearest rounding, decoded in (O, I)."""
     turned = {name: swap for name, (_, swap) in orientation(stream).items()}
-    names = [name for name in turned if name not in stream.tables() and only in name]
+    names = [name for name in turned if name not in stream.tables()]
 
     def code(name: str) -> Coded:
         weight = stream.checkpoint.read(name).float()
