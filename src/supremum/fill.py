@@ -274,11 +274,8 @@ def _solve_table(gathered: Gathered, name: str, level: float) -> dict[str, Water
 
 
 def _quality(gathered: Gathered, solved: Solved, reference: Tensor) -> dict[str, Any]:
-    def weight(name: str) -> Tensor | None:
-        return solved.coded[name].decode() if name in solved.coded else None
-
     found: dict[str, Any] = gathered.workspace.json(f"{solved.folder}/quality.json", lambda: streamed_quality(
-        gathered.stream, gathered.held_out, reference, weight, "measure the result").to_dict())
+        gathered.stream, gathered.held_out, reference, solved.coded.decoded, "measure the result").to_dict())
     return found
 
 

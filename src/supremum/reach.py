@@ -16,7 +16,6 @@ from .codecs import Coded
 from .costs import Costs
 from .errors import BudgetError
 from .gather import Gathered
-from .measure import Quality
 from .measure.streamed import streamed_quality
 from .planning import plan_of, spend
 from .progress import note
@@ -51,8 +50,9 @@ def verify_frontier(gathered: Gathered, units: list[Unit], candidates: Candidate
         points = []
         for i, options in enumerate(picked):
             plan = plan_of(units, options)
-            coded = LazyCoded(plan, partial(_candidate, candidates, plan))
-            quality = _measure(gathered, coded, reference, f"measure point {i + 1} of {len(picked)}")
+            coded = candidates.coded(plan)
+            quality = streamed_quality(gathered.stream, gathered.held_out, reference, coded.decoded,
+                                       f"measure point {i + 1} of {len(picked)}", plan.get)
             points.append({"plan": plan, "bytes": kind.size(gathered.checkpoint, plan), "nats": _nats(options),
                            "kl": quality.kl_mean})
         return points
@@ -116,15 +116,6 @@ def reach(gathered: Gathered, units: list[Unit], candidates: Candidates, referen
                           "Allow more KL, or more bytes.")
     _, chosen, trained = min(found, key=lambda each: each[0])
     return chosen, trained, None
-
-
-def _measure(gathered: Gathered, coded: LazyCoded, reference: torch.Tensor, name: str) -> Quality:
-    return streamed_quality(gathered.stream, gathered.held_out, reference,
-                            lambda tensor: coded[tensor].decode() if tensor in coded else None, name, coded.plan.get)
-
-
-def _candidate(candidates: Candidates, plan: Mapping[str, str], name: str) -> Coded:
-    return candidates.get(name, plan[name])
 
 
 def _solve(gathered: Gathered, plan: Mapping[str, str], candidates: Candidates, folder: str) -> LazyCoded:

@@ -213,10 +213,7 @@ class _States:
         """From call `first`, or from the embedding without a hidden state; leaves the states that enter each call."""
         stream, windows, workspace = self.gathered.stream, self.gathered.held_out, self.gathered.workspace
 
-        def replaced(name: str) -> Tensor | None:
-            return self.candidates.get(name, plan[name]).decode() if name in plan else None
-
-        with replacing(stream, replaced), torch.no_grad():
+        with replacing(stream, self.candidates.coded(plan).decoded, plan.get), torch.no_grad():
             if hidden_NTd is None:
                 hidden_NTd = torch.cat([stream.embed(windows[part]) for part in batches(windows)])
                 workspace.save(f"{folder}/{hidden_file(0)}", {"h": hidden_NTd})

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ..errors import SupremumError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ..codecs import Coded
 
 
@@ -72,6 +74,10 @@ class LazyCoded(Mapping[str, "Coded"]):
 
     def __contains__(self, name: object) -> bool:
         return name in self.plan
+
+    def decoded(self, name: str) -> Tensor | None:
+        """The weight (O, I) as its readers will see it; None where the tensor stays as it is."""
+        return self[name].decode() if name in self.plan else None
 
 
 def plan_of(coded: Mapping[str, Coded]) -> dict[str, str]:

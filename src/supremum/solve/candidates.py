@@ -11,6 +11,7 @@ from typing import Protocol
 from torch import Tensor
 
 from .. import codecs
+from ..checkpoint.targets import LazyCoded
 from ..codecs import Coded
 from ..progress import track
 from ..workspace import Workspace
@@ -88,6 +89,10 @@ class Candidates:
 
     def get(self, name: str, codec: str) -> Coded:
         return load_coded(self.workspace, self._file[name], f"{name}|{codec}", codec, self.shapes[name])
+
+    def coded(self, plan: Mapping[str, str]) -> LazyCoded:
+        """The plan (tensor name -> codec name) made of the candidates."""
+        return LazyCoded(plan, lambda name: self.get(name, plan[name]))
 
     def changes(self, name: str) -> dict[str, Tensor]:
         """dW = decoded - original, (O, I) float32, of every candidate."""

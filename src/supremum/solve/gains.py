@@ -29,7 +29,7 @@ from ..checkpoint.architecture import objective
 from ..checkpoint.targets import LazyCoded
 from ..codecs import Coded
 from ..measure.scores import feature_kl
-from ..measure.streamed import Replaced, replacing, streamed_quality
+from ..measure.streamed import replacing, streamed_quality
 from ..progress import track
 from ..stats.streaming import BlockStream, Call, linears, orientation
 from ..stats.sweep import batches, hidden_file
@@ -127,7 +127,8 @@ def train_gains(stream: BlockStream, windows_NT: Tensor, held_out_NT: Tensor, re
     """
     def measured(file: str, matrices: LazyCoded, vectors: Mapping[str, Tensor]) -> dict[str, Any]:
         found: dict[str, Any] = workspace.json(f"{folder}/{file}.json", lambda: streamed_quality(
-            stream, held_out_NT, reference_NTd, _weights(matrices, vectors), "measure the result",
+            stream, held_out_NT, reference_NTd,
+            lambda name: vectors[name] if name in vectors else matrices.decoded(name), "measure the result",
             coded.plan.get).to_dict())
         return found
 
@@ -148,10 +149,6 @@ def train_gains(stream: BlockStream, windows_NT: Tensor, held_out_NT: Tensor, re
             break
     record = {"numbers": numbers.count, "kl_before": first, "kl_after": best.quality["kl_mean"], "passes": passes}
     return replace(best, record=record)
-
-
-def _weights(coded: LazyCoded, vectors: Mapping[str, Tensor]) -> Replaced:
-    return lambda name: vectors[name] if name in vectors else coded[name].decode() if name in coded else None
 
 
 def _numbers(stream: BlockStream, coded: LazyCoded) -> _Numbers:
@@ -184,7 +181,7 @@ def _pass(stream: BlockStream, windows_NT: Tensor, workspace: Workspace, coded: 
         return state["theta"], float(state["seconds"])
     calls = stream.calls(windows_NT)
     goal_NTd = workspace.load(hidden_file(len(calls)))["h"]
-    with replacing(stream, _weights(coded, {}), coded.plan.get):
+    with replacing(stream, coded.decoded, coded.plan.get):
         entry_NTd = torch.cat([stream.embed(windows_NT[part]) for part in batches(windows_NT)])
         with _heads(stream) as divergence:
             for step, part in enumerate(track(parts[done:], "train gains and scales"), done + 1):
