@@ -127,14 +127,13 @@ def water(target_OI: Tensor, metric: Metric, outputs: Outputs, level: float, spr
     lower_II = np.ascontiguousarray(metric.factor_II.numpy().T)
     weight_O1 = outputs.pivot_O.float().square().reciprocal()[:, None]
     integers_OI = np.empty(work_OI.shape, np.int16)
-    bits, loss = 0.0, 0.0
-    rates_O = np.full(len(work_OI), RATE, np.float32)
+    bits = loss = 0.0
     for begin in range(0, len(work_OI), BLOCK):
         part = slice(begin, min(begin + BLOCK, len(work_OI)))
         shares_BB = np.zeros((0, 0), np.float32) if outputs.shares_OO is None else outputs.shares_OO[part, part].numpy()
         error = np.empty((part.stop - begin, len(column_I)), np.float32)
-        bits += _search(work_OI.numpy()[part], shares_BB, lower_II, step_O[part], step_I, rates_O[part], row_class_O[part],
-                        column_class_I, normal_bits(), BEFORE_S22, integers_OI[part], error)
+        bits += _search(work_OI.numpy()[part], shares_BB, lower_II, step_O[part], step_I, row_class_O[part], column_class_I,
+                        normal_bits(), BEFORE_S22, integers_OI[part], error)
         error_BI = torch.from_numpy(error)
         loss += float(((error_BI @ metric.moment_II) * error_BI * weight_O1[part]).sum(dtype=torch.float64))
         if outputs.shares_OO is not None and part.stop < len(work_OI):
@@ -142,50 +141,6 @@ def water(target_OI: Tensor, metric: Metric, outputs: Outputs, level: float, spr
     natural_OI = torch.empty(work_OI.shape, dtype=torch.int16)
     natural_OI[outputs.order_O] = torch.from_numpy(integers_OI)
     return Watered(Lattice(natural_OI, frame), bits, loss / 2)
-
-
-def polish(lattice: Lattice, target_OI: Tensor, metric: Metric, fisher_OO: Tensor, level: float) -> tuple[Lattice, int]:
-    """Rows in turn, each with the path that costs least in nats and bits while all others stay."""
-    frame = lattice.frame
-    step_O, step_I = (each.numpy() for each in frame.scales())
-    row_class_O, column_class_I = frame.row_class_O.numpy(), frame.column_class_I.numpy()
-    lower_II = np.ascontiguousarray(metric.factor_II.numpy().T)
-    price = RATE * level / DISTORTION  # twice the nats that a bit is worth
-    integers_OI = lattice.integers_OI.clone()
-    change_OI = target_OI - lattice.decode()
-    none, integers_1I, error_1I = np.zeros((0, 0), np.float32), np.empty((1, len(step_I)), np.int16), np.empty((1, len(step_I)), np.float32)
-    accepted, saved = 0, 0.0
-    for o in torch.argsort(fisher_OO.diagonal(), stable=True).tolist():
-        own = float(fisher_OO[o, o])
-        wanted_1I = fisher_OO[o:o + 1] @ change_OI / own  # its change and what others' changes ask of it
-        wish_1I = target_OI[o:o + 1] + wanted_1I - change_OI[o:o + 1]
-        rate_1 = np.array([price / (own * float(step_O[o]) ** 2)], np.float32)
-        one = slice(o, o + 1)
-        old_bits = _bits(integers_OI[o].numpy(), row_class_O[o], column_class_I, normal_bits())
-        new_bits = _search(wish_1I.numpy(), none, lower_II, step_O[one], step_I, rate_1, row_class_O[one], column_class_I,
-                           normal_bits(), BEFORE_S22, integers_1I, error_1I)
-        before = own * float(((wanted_1I @ metric.moment_II) * wanted_1I).sum()) + price * old_bits
-        new_1I = torch.from_numpy(error_1I)
-        after = own * float(((new_1I @ metric.moment_II) * new_1I).sum()) + price * new_bits
-        if after < before:
-            accepted += 1; saved += before - after
-            integers_OI[o] = torch.from_numpy(integers_1I[0])
-            change_OI[o] = target_OI[o] - integers_OI[o].float() * float(step_O[o]) * torch.from_numpy(step_I)
-    return Lattice(integers_OI, frame), accepted, saved / 2
-
-
-@njit(cache=True)
-def _bits(integers_I, row_class, class_I, bits_KQM):
-    bits, state = 0.0, 0
-    for i in range(len(integers_I)):
-        quantiser = state & 1
-        m = np.int64(integers_I[i])
-        k = (abs(m) + quantiser * (m != 0)) >> 1
-        sign_k = k if m >= 0 else -k
-        k_class = min(max(row_class + class_I[i], 0), bits_KQM.shape[0] - 1)
-        bits += bits_KQM[k_class, quantiser, k] if k <= LARGEST else ESCAPED
-        state = NEXT_S2[state, sign_k & 1]
-    return bits
 
 
 def _held(eighths: Tensor) -> Tensor:
@@ -218,13 +173,12 @@ BEFORE_S22 = _before()
 
 
 @njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"})
-def _search(work_BI, shares_BB, lower_II, step_B, step_I, rate_B, class_B, class_I, bits_KQM, before_S22, integers_BI,
-            error_BI):
+def _search(work_BI, shares_BB, lower_II, step_B, step_I, class_B, class_I, bits_KQM, before_S22, integers_BI, error_BI):
     """Find the paths of a block of rows; lower_II[i, t] = U[t, i]. Fills integers and r_o; returns bits.
 
     `recent[.., s]` holds the errors e of the last WINDOW + 1 columns of the path that ends in state s, the newest last."""
     rows, columns = work_BI.shape
-    bits = 0.0
+    rate, bits = np.float32(RATE), 0.0
     wish_I, decided_I = np.empty(columns, np.float32), np.empty(columns, np.float32)
     recent = np.empty((2, STATES, WINDOW + 1), np.float32)
     cost_S, new_S = np.empty(STATES, np.float32), np.empty(STATES, np.float32)
@@ -238,7 +192,6 @@ def _search(work_BI, shares_BB, lower_II, step_B, step_I, rate_B, class_B, class
                 share, other_I = shares_BB[p, o], error_BI[p]
                 for i in range(columns):
                     wish_I[i] -= share * other_I[i]
-        rate = rate_B[o]
         cost_S[:] = FAR
         cost_S[0] = 0
         recent[:] = 0
