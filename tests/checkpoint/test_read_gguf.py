@@ -15,7 +15,7 @@ from gguf.quants import _type_traits
 from tokenizers import Tokenizer, models, normalizers
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
-from supremum.checkpoint import demo_path, open_checkpoint
+from supremum.checkpoint import open_checkpoint, packaged
 from supremum.checkpoint.gguf_header import GGUFTensor, read_header
 from supremum.checkpoint.gguf_metadata import add_hyperparameters, rope_tensors
 from supremum.checkpoint.gguf_tokenizer import build_tokenizer
@@ -120,7 +120,7 @@ def test_demo_equals_transformers() -> None:
     assert checkpoint.config.rms_norm_eps == 1e-5
     kinds = {info.kind for info in checkpoint.tensors.values()}
     assert kinds == {"Q4_1", "Q8_0", "F32"}
-    path = demo_path()
+    path = packaged("demo")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
     model = checkpoint.model()
     assert torch.equal(outputs(model), outputs(theirs.eval()))

