@@ -122,6 +122,7 @@ def test_each_folder_is_a_plain_model_with_the_same_trunk(way: str, tiny_model: 
         stored = json.loads((folder / "tune.json").read_text())["inputs"]["recipe"]
         assert stored["task"]["name"] == one.task and "tasks" not in stored
     assert list(json.loads((tmp_path / "out" / "tune.json").read_text())["tasks"]) == ["mood", "same"]
+    assert tune_several(tmp_path / "several.yaml", tmp_path, tmp_path / "out") == done  # finished: nothing is done again
     assert not (tmp_path / "out.work").exists()
 
 

@@ -137,7 +137,13 @@ def test_rows_that_can_be_learnt_are_learnt_and_the_folder_is_plain(way: str, ti
     assert document["lines"][0]["metric"]["value"] == 1.0 and document["way"] == way
     assert document["level_with_or_behind"] == done.beaten and document == document | json.loads(to_json(done.to_dict()))
     assert not (tmp_path / "out.work").exists()
-    with pytest.raises(SupremumError, match="holds a result already"):
+    stood = (tmp_path / "out" / "tune.json").stat().st_mtime_ns
+    assert tune(tmp_path / "recipe.yaml", tmp_path, tmp_path / "out") == done  # finished: nothing is done again
+    assert (tmp_path / "out" / "tune.json").stat().st_mtime_ns == stood
+    with pytest.raises(SupremumError, match="another result"):
+        tune(tmp_path / "recipe.yaml", tmp_path, tmp_path / "out", changes=["seed=5"])
+    (tmp_path / "out" / "model.safetensors").write_bytes(b"half")
+    with pytest.raises(StateError, match=r"model\.safetensors: is not as it was written"):
         tune(tmp_path / "recipe.yaml", tmp_path, tmp_path / "out")
 
 

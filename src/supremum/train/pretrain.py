@@ -10,7 +10,6 @@ attention term is left out).
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 import platform
@@ -33,11 +32,11 @@ from ..progress import note, phase
 from ..text.packed import fingerprint, read_index
 from ..text.sources import files_of
 from ..versions import version_of
-from ..workspace import refuse_mount, write_atomic
 from .corpus import Chunks, PackedChunks, TokenizerRecipe, chunks, make_tokenizer, packed_chunks
 from .models import Model, build, multiplied, objective_of
 from .objectives import LOSSES, Hide, Objective, Pad, PadReplaced, wrapped
 from .recipe import Training, limits, load
+from .result import check_out, put_document, standing
 from .trainer import Fitted, fit, open_run, world
 
 FILE = "train.json"
@@ -65,21 +64,21 @@ def train(recipe_file: str | Path, data: str | Path = ".", out: str | Path | Non
     recipe = load(recipe_file, Recipe, changes)
     objective = _objective(recipe)
     folder = Path(out) if out else Path(Path(recipe_file).stem)
+    check_out(folder, FILE)
     sources = _packed(recipe, objective, Path(data)) if recipe.packed else _sources(recipe.text, Path(data))
     sums = [fingerprint(read_index(sources[0]))] if recipe.packed else _sums(sources)
     inputs = {"supremum": __version__, "torch": torch.__version__, "recipe": plain(recipe), "text": sums}
-    if not fresh and (found := _finished(folder, inputs)):
-        note(f"{folder}: is finished with the same recipe; --fresh runs it again.")
-        return found
-    _check_out(folder, fresh)
+    if done := standing(folder, FILE, inputs, fresh=fresh):
+        return done
     run = folder.with_name(folder.name + ".work")
     state = open_run(run, inputs, fresh=fresh)
     try:
-        return _train(recipe, objective, sources, folder, run, inputs)
+        document = _train(recipe, objective, sources, folder, run, inputs)
+        if state:
+            state.discard()
+        return document
     finally:
         if state:
-            if (folder / FILE).exists() and _finished(folder, inputs):
-                state.discard()
             state.close()
 
 
@@ -121,8 +120,7 @@ def _train(recipe: Recipe, objective: Objective, sources: list[Path], folder: Pa
     with phase("held-out loss"):
         losses = held_out(fitted, held, hide, collator, objective.name, recipe)
     document = _document(recipe, objective, inputs, fitted, numbers, peak, losses, len(learned))
-    _write(fitted, tokenizer, document, folder)
-    return document
+    return _write(fitted, tokenizer, document, folder)
 
 
 @torch.no_grad()
@@ -166,7 +164,7 @@ def _document(recipe: Recipe, objective: Objective, inputs: dict[str, Any], fitt
     })
 
 
-def _write(fitted: Fitted, tokenizer: Any, document: dict[str, Any], folder: Path) -> None:
+def _write(fitted: Fitted, tokenizer: Any, document: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Model, tokenizer and train.json beside, then moved into place; with FSDP every process has a part in gathering."""
     from ..workspace import move_into_place
 
@@ -188,10 +186,11 @@ def _write(fitted: Fitted, tokenizer: Any, document: dict[str, Any], folder: Pat
         model._keys_to_ignore_on_save = None  # computed tables of places, too: a folder is whole without its class's code
         model.save_pretrained(staging, state_dict=weights)
         tokenizer.save_pretrained(staging)
-        write_atomic(staging / FILE, json.dumps(document, indent=1).encode())
+        document = put_document(staging, FILE, document)
         move_into_place(staging, folder)
     if dist.is_initialized():
         dist.barrier()
+    return document
 
 
 def _peak(recipe: Recipe) -> float:
@@ -244,27 +243,6 @@ def _sums(sources: Sequence[Path]) -> list[str]:
                     digest.update(block)
             sums.append(digest.hexdigest())
     return sums
-
-
-def _check_out(folder: Path, fresh: bool) -> None:
-    here = folder.resolve()
-    if here in (Path.cwd(), *Path.cwd().parents):
-        raise SupremumError(f"{folder}: the output folder is replaced as a whole, and the command runs inside it.",
-                            "Name a new folder, such as --out model.")
-    refuse_mount(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        if not (folder / FILE).is_file():
-            raise SupremumError(f"{folder}: exists and is no result of training.", "Choose another --out, or remove it.")
-        if not fresh:
-            raise SupremumError(f"{folder}: holds another result.", "--fresh replaces it; or choose another --out.")
-
-
-def _finished(folder: Path, inputs: dict[str, Any]) -> dict[str, Any] | None:
-    try:
-        document: dict[str, Any] = json.loads((folder / FILE).read_text())
-        return document if document["inputs"] == plain(inputs) else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 def render(document: dict[str, Any]) -> Any:

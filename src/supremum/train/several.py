@@ -9,7 +9,6 @@ and has the tune.json that it would have if it had been tuned alone, so `optimiz
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -23,13 +22,14 @@ from .. import __version__
 from ..errors import SupremumError
 from ..plain import plain
 from ..progress import phase
-from ..workspace import replacing_folder, write_atomic
+from ..workspace import replacing_folder
 from .base import load as load_base
 from .recipe import limits
 from .recipe import load as load_recipe
+from .result import check_out, put_document, standing
 from .tasks import Task, make
 from .trainer import Trainer, fit, open_run
-from .tune import FILE, Common, Data, TaskSection, Tune, Tuned, check_out, digests, leaks, put, settings_of, splits, table
+from .tune import FILE, Common, Data, TaskSection, Tune, Tuned, digests, leaks, put, settings_of, splits, table
 from .ways import counts, merged, prepare, trunk
 
 
@@ -114,7 +114,7 @@ def tune_several(path: str | Path, data: str | Path, out: str | Path, *, changes
     """Tune as a recipe with `tasks` says; a folder for each below `out`. The rest as for `tune`."""
     recipe = load_recipe(path, Several, changes)
     folder, out = Path(data), Path(out)
-    check_out(out, fresh)
+    check_out(out, FILE)
     names = list(recipe.tasks)
     if len(names) < 2 or not all(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name) for name in names):
         raise SupremumError(f"{path}: tasks: {', '.join(names) or 'nothing'}.",
@@ -134,6 +134,8 @@ def tune_several(path: str | Path, data: str | Path, out: str | Path, *, changes
     inputs = {"supremum": __version__, "recipe": plain(recipe), "model": loaded[names[0]][2],
               "rows": {name: digests(train=train, valid=valid, test=test) for name, (train, valid, test) in rows.items()}}
     work = out.with_name(f"{out.name}.work")
+    if found := standing(out, FILE, inputs, fresh=fresh):
+        return {name: Tuned.from_dict(one) for name, one in found["tasks"].items()}
     run = open_run(work, inputs, fresh=fresh)
     share(models, names)
     minutes, steps, loss, together = 0.0, 0, None, None
@@ -171,7 +173,7 @@ def tune_several(path: str | Path, data: str | Path, out: str | Path, *, changes
         for model, (name, one) in zip(models, done.items(), strict=True):
             (staging / name).mkdir()
             put(model, tokenizer, one, inputs | {"recipe": plain(recipe.alone(name))}, staging / name)
-        write_atomic(staging / FILE, json.dumps(plain({"tasks": done, "inputs": inputs}), indent=1, default=str).encode())
+        put_document(staging, FILE, {"tasks": done, "inputs": inputs})
     if run is not None:
         run.discard()
     return done

@@ -9,7 +9,6 @@ command goes on from the newest whole one. Valid rows choose nothing by themselv
 from __future__ import annotations
 
 import dataclasses
-import json
 import random
 import time
 from collections.abc import Mapping, Sequence
@@ -28,7 +27,7 @@ from ..measure.intervals import Interval, bootstrap, mean_interval, paired_boots
 from ..plain import plain
 from ..progress import note, phase
 from ..versions import version_of
-from ..workspace import refuse_mount, replacing_folder, write_atomic
+from ..workspace import replacing_folder
 from .base import load as load_base
 from .base import scratch
 from .baselines import baselines
@@ -38,6 +37,7 @@ from .models import Model
 from .prompt import add_prompt
 from .recipe import Optimiser, Schedule, Training, limits
 from .recipe import load as load_recipe
+from .result import check_out, put_document, standing
 from .rows import Row, digest, read
 from .tasks import Task, make
 from .trainer import Trainer, fit, open_run
@@ -152,6 +152,13 @@ class Tuned:
         """What tune.json and --json hold."""
         return {**dataclasses.asdict(self), "level_with_or_behind": self.beaten}
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Tuned:
+        """The same again from what tune.json holds."""
+        lines = [Line(line["name"], Interval(**line["metric"]), line["scores"],
+                      Interval(**line["ahead"]) if line["ahead"] else None) for line in values["lines"]]
+        return cls(**{field.name: values[field.name] for field in dataclasses.fields(cls)} | {"lines": lines})
+
 
 class Grouped(Dataset[Any]):
     """Draws of a data set, sorted by length within windows of batches, batches shuffled: a function of the seed alone."""
@@ -207,7 +214,7 @@ def tune(path: str | Path, data: str | Path, out: str | Path, *, changes: Sequen
     """
     recipe = load_recipe(path, Tune, changes)
     folder, out = Path(data), Path(out)
-    check_out(out, fresh)
+    check_out(out, FILE)
     task = make(recipe.task.name, settings_of(recipe.task), str(path))
     with phase("read rows"):
         train, valid, test = splits(task, recipe, folder)
@@ -232,6 +239,8 @@ def tune(path: str | Path, data: str | Path, out: str | Path, *, changes: Sequen
         model, tokenizer, fingerprint = load_base(recipe.model, task, seed)
     inputs = {"supremum": __version__, "recipe": plain(recipe), "model": fingerprint,
               "rows": digests(train=train, valid=valid, test=test, source=others)}
+    if done := standing(out, FILE, inputs, fresh=fresh):
+        return Tuned.from_dict(done)
     run = open_run(work, inputs, fresh=fresh)
     before: list[Any] | None = None
     if recipe.untuned:
@@ -276,15 +285,6 @@ def tune(path: str | Path, data: str | Path, out: str | Path, *, changes: Sequen
     if run is not None:
         run.discard()
     return result
-
-
-def check_out(out: Path, fresh: bool) -> None:
-    """Refuse an output folder that holds something, or that cannot be moved."""
-    refuse_mount(out)
-    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / FILE).is_file())):
-        raise SupremumError(f"{out}: exists and is no result of tune.", "Choose another --out, or remove it.")
-    if (out / FILE).is_file() and not fresh:
-        raise SupremumError(f"{out}: holds a result already.", "--fresh replaces it; or choose another --out.")
 
 
 def settings_of(section: TaskSection) -> dict[str, Any]:
@@ -369,4 +369,4 @@ def put(model: Any, tokenizer: Any, result: Tuned, inputs: Mapping[str, Any], fo
     tokenizer.save_pretrained(folder)
     versions = {name: version_of(name) for name in ("torch", "transformers", "peft", "scikit-learn")}
     document = {**result.to_dict(), "inputs": inputs, "versions": versions, "threads": torch.get_num_threads()}
-    write_atomic(folder / FILE, json.dumps(plain(document), indent=1, default=str).encode())
+    put_document(folder, FILE, document)
