@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from supremum.cli.common import to_json
 from supremum.errors import StateError, SupremumError
@@ -17,6 +18,7 @@ from supremum.train.base import load as load_base
 from supremum.train.baselines import baselines
 from supremum.train.tasks import make
 from supremum.train.tune import Grouped, leaks, tune
+from supremum.train.watch import Watch
 from supremum.train.ways import Unfreeze, Way, blocks, counts, merged, prepare
 from tests.conftest import tiny_tokenizer
 
@@ -194,6 +196,27 @@ def test_the_tokenizer_without_padding_takes_its_end(tiny_model: Callable[..., P
     assert tiny_tokenizer().pad_token_id == tiny_tokenizer().eos_token_id  # what decoders are padded with here
     model, tokenizer, _ = load_base(str(tiny_model("llama")), make("classify", {}, "r.yaml"), 0)
     assert model.config.pad_token_id == tokenizer.pad_token_id
+
+
+@pytest.mark.parametrize("way", ["full", "frozen", "gradual", "lora", "adalora", "ia3", "prompt"])
+def test_a_killed_run_ends_as_one_that_was_not(way: str, tiny_model: Callable[..., Path], tmp_path: Path,
+                                               monkeypatch: pytest.MonkeyPatch) -> None:
+    path = recipe(tmp_path, tiny_model("bert"), way, checkpoint_every=4, lstm=False)
+    tune(path, tmp_path, tmp_path / "whole")
+    before = Watch.on_step_end
+
+    def killed(self: Watch, args: Any, state: Any, control: Any, **more: Any) -> Any:
+        if state.global_step == 18:  # of 24; AdaLoRA has cut its ranks by then
+            raise KeyboardInterrupt
+        return before(self, args, state, control, **more)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Watch, "on_step_end", killed)
+        tune(path, tmp_path, tmp_path / "cut")
+    assert (tmp_path / "cut.work" / "checkpoint-16").is_dir()
+    tune(path, tmp_path, tmp_path / "cut")
+    whole, cut = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "cut"))
+    assert whole.keys() == cut.keys() and all(torch.equal(whole[name], cut[name]) for name in whole)
 
 
 def test_a_killed_run_goes_on_with_the_same_rows_only(tiny_model: Callable[..., Path], tmp_path: Path,

@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.utils.data import DataLoader
@@ -37,8 +38,10 @@ from .checkpoints import PART, newest_whole
 from .examples import Drawn, Transform
 from .recipe import Optimiser, Schedule, Training
 from .watch import STATE, State, Watch
+from .ways import adapter_state, restore_adapter
 
 Loss = Callable[..., Tensor]  # (outputs, labels, num_items_in_batch) -> scalar
+ADAPTER = "adapter.safetensors"  # in a checkpoint, in place of the model's weights
 _CHECKPOINTING = next(name for name in ("activation_checkpointing", "gradient_checkpointing")  # renamed within Transformers 5
                       if name in TrainingArguments.__dataclass_fields__)
 TRACKERS = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}  # log_to: what must be installed
@@ -64,6 +67,20 @@ class Trainer(transformers.Trainer):
                 moved, lambda step: rate(shape, step, num_training_steps))
             self._created_lr_scheduler = True
         return self.lr_scheduler
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        if (state := adapter_state(self.model)) is None:
+            super()._save(output_dir, state_dict)
+        elif self.args.should_save:
+            folder = Path(output_dir or self.args.output_dir or "")
+            folder.mkdir(parents=True, exist_ok=True)
+            save_file(state, folder / ADAPTER)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if (file := Path(resume_from_checkpoint) / ADAPTER).exists():
+            restore_adapter(self.model, load_file(file))
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         tokens = tokens_in(inputs)

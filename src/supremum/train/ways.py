@@ -12,15 +12,19 @@ Adapters are PEFT's. All of them end in a plain model: `merged` adds them to the
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from ..errors import SupremumError
 from .recipe import limits
+
+TRAINED, RANKS = "trained", "ranks"  # kinds of entries of an adapter's state
+IMPORTANCE = ("ipt", "exp_avg_ipt", "exp_avg_unc")  # the others: AdaLoRA's running means, as PEFT's allocator names them
 
 
 @dataclass(frozen=True)
@@ -119,6 +123,36 @@ def _ends(model: Any) -> set[str]:
 def merged(model: Any) -> Any:
     """The plain model: adapters added to the weights that they change."""
     return model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
+
+
+def adapter_state(model: Any) -> dict[str, Tensor] | None:
+    """All that training changes of a model under an adapter, for a checkpoint; None without an adapter.
+
+    PEFT's own files hold the adapter alone: neither a head that is trained beside it, nor how AdaLoRA came to its ranks."""
+    if not hasattr(model, "merge_and_unload"):
+        return None
+    state = {f"{TRAINED}|{name}": p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    if (allocator := getattr(model.base_model, "rankallocator", None)) is not None:
+        state |= {f"{key}|{name}": value for key in IMPORTANCE for name, value in getattr(allocator, key).items()}
+        state |= {f"{RANKS}|{name}": torch.tensor(kept)
+                  for name, kept in (allocator.peft_config.rank_pattern or {}).items()}
+    return {name: value.contiguous() for name, value in state.items()}
+
+
+def restore_adapter(model: Any, state: Mapping[str, Tensor]) -> None:
+    """Put back what `adapter_state` gave, in place."""
+    split: dict[str, dict[str, Tensor]] = {}
+    for key, value in state.items():
+        kind, _, name = key.partition("|")
+        split.setdefault(kind, {})[name] = value
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    for name, value in split[TRAINED].items():
+        trained[name].data.copy_(value)
+    if (allocator := getattr(model.base_model, "rankallocator", None)) is not None:
+        for key in IMPORTANCE:
+            setattr(allocator, key, split.get(key, {}))
+        if RANKS in split:
+            allocator.peft_config.rank_pattern = {name: kept.tolist() for name, kept in split[RANKS].items()}
 
 
 def counts(model: nn.Module) -> tuple[int, int]:
