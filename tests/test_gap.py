@@ -85,6 +85,22 @@ def test_an_archive_is_nearer_than_integers_of_a_fixed_length(model, text, tmp_p
     assert archive.parts[entropy] < fixed.parts[entropy] - 0.3
 
 
+def test_trained_norms_are_part_of_a_file_and_of_what_the_sum_misses(model, text, tmp_path):  # noqa: F811
+    checkpoint, codec = open_checkpoint(model), codecs.get("int4-g64")
+
+    def change(name, tensor):
+        factor = 1 + 0.03 * torch.randn(tensor.shape, generator=torch.Generator().manual_seed(len(name)))
+        return tensor * factor.to(tensor.dtype) if tensor.ndim == 1 else tensor
+
+    coded = {name: nearest(checkpoint.read(name).float(), codec) for name in inner(checkpoint)}
+    plain, moved = (measured(target("compressed-tensors").write(one, coded, tmp_path / name), model, text)
+                    for name, one in (("plain", checkpoint), ("moved", checkpoint.changed(change))))
+    misses = "what the layers' sum misses"
+    assert moved.kl > plain.kl and moved.bits == plain.bits
+    assert moved.parts[misses] - plain.parts[misses] == pytest.approx(moved.gap - plain.gap, abs=1e-6)
+    assert sum(layer.gap for layer in moved.layers) == pytest.approx(sum(layer.gap for layer in plain.layers), abs=1e-6)
+
+
 def test_the_original_itself_has_no_damage(model, text):  # noqa: F811
     gap = measured(model, model, text)
     assert gap.bits == 16 and gap.kl < 1e-9 and all(layer.nats == 0 for layer in gap.layers)

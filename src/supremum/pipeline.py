@@ -64,7 +64,7 @@ from .solve.smoothing import smoothed
 from .stats.streaming import BlockStream, orientation
 from .text.generate import check_writes
 from .text.sources import state_of
-from .text.windows import check_budget
+from .text.windows import check_budget, check_one_text
 from .workspace import Workspace, move_into_place
 
 
@@ -137,6 +137,7 @@ def open_job(model: str | Path, folder: Path, *, target: str, text: list[str] | 
              keep: list[str] | None, only: list[str] | None, seed: int, dtype: str) -> Job:
     """The arguments of `optimize`, looked at; a new run begins."""
     checkpoint, kind, sources = open_checkpoint(model), target_for("optimize", target), text or []
+    check_one_text(checkpoint)
     check_output(folder, checkpoint)
     check_budget(tokens or TOKENS, window_length(checkpoint))
     if not sources:

@@ -129,6 +129,8 @@ def test_what_cannot_be_built_is_refused(changes: list[str], said: str, tmp_path
 
 
 def test_what_reads_windows_of_one_text_refuses_an_encoder_decoder(tmp_path: Path) -> None:
+    from supremum import Budget, measure_limits, optimize
+    from supremum.checkpoint.targets import names
     from supremum.measure import evaluate_texts
 
     bart().save_pretrained(tmp_path)
@@ -137,3 +139,9 @@ def test_what_reads_windows_of_one_text_refuses_an_encoder_decoder(tmp_path: Pat
     for texts in (None, [tmp_path / "t.txt"]):
         with pytest.raises(SupremumError, match="reads one text and writes another"):
             evaluate_texts(tmp_path, texts=texts, tokens=64, length=16)
+    with pytest.raises(SupremumError, match="reads one text and writes another"):
+        measure_limits(tmp_path)
+    for target in names("optimize"):
+        with pytest.raises(SupremumError, match="reads one text and writes another"):
+            optimize(tmp_path, Budget(bits=4), target=target, out=tmp_path / "out")
+    assert not (tmp_path / "out.work").exists()

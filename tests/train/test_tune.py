@@ -161,6 +161,13 @@ def test_recipes_that_cannot_be_are_refused(changes: list[str], said: str, tiny_
     assert not (tmp_path / "out").exists()
 
 
+def test_several_processes_are_refused(tiny_model: Callable[..., Path], tmp_path: Path,
+                                       monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SupremumError, match=r"one process.*without torchrun"):
+        tune(recipe(tmp_path, tiny_model("bert")), tmp_path, tmp_path / "out")
+
+
 def test_leaks_are_counted_apart_from_case_and_spaces() -> None:
     task = make("classify", {}, "r.yaml")
     assert leaks(task, [{"text": "The  River"}], [{"text": "the river"}, {"text": "a river"}]) == 1

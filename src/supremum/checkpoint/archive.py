@@ -188,14 +188,18 @@ class ArchiveStore:
         self._index = self._read_index()
         own = {INDEX, VECTORS, FREQUENCIES}
         self.entries: dict[str, TensorInfo] = {}
+        shared, done = sum(inner.entries[name].nbytes for name in own), 0
+        weights = max(1, sum(rows * columns for rows, columns in (entry.shape for entry in self._index.values())))
         for name, entry in self._index.items():
             parts = [name + suffix for suffix in (CODES, REST, ESCAPES) if name + suffix in inner.entries]
             if name + CODES not in parts or name in inner.entries or (entry.kind == BFLOAT) != (name + REST in parts):
                 raise self._refuse(INDEX, f"names {name}, whose codes are not there")
             own.update(parts)
             shape = entry.shape[::-1] if entry.turned else entry.shape
+            before, done = done, done + shape[0] * shape[1]
+            share = shared * done // weights - shared * before // weights  # of what all matrices share, by their weights
             self.entries[name] = TensorInfo(name, shape, "lattice" if entry.kind == LATTICE else "BF16",
-                                            sum(inner.entries[part].nbytes for part in parts))
+                                            share + sum(inner.entries[part].nbytes for part in parts))
         self.entries |= {name: info for name, info in inner.entries.items() if name not in own}
         self._frames: dict[str, dict[str, Tensor]] = {}
         self._table: NDArray[np.uint32] | None = None

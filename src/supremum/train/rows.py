@@ -169,7 +169,9 @@ def _csv(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
             yield last + 1, cells
             last = reader.line_num
     except csv.Error as error:
-        raise SupremumError(f"{path}, line {last + 1}: not CSV ({error}).", "Look for a quote without its end.") from error
+        remedy = f"At most {LONGEST} characters are read; split it, or look for a quote without its end." \
+            if "field larger" in str(error) else "Look for a quote without its end."
+        raise SupremumError(f"{path}, line {last + 1}: not CSV ({error}).", remedy) from error
     finally:
         csv.field_size_limit(before)
 

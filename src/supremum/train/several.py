@@ -28,7 +28,7 @@ from .recipe import limits
 from .recipe import load as load_recipe
 from .result import check_out, put_document, standing
 from .tasks import Task, make
-from .trainer import Trainer, fit, open_run
+from .trainer import Trainer, check_alone, fit, open_run
 from .tune import FILE, Common, Data, TaskSection, Tune, Tuned, digests, leaks, put, settings_of, splits, table
 from .ways import counts, merged, prepare, trunk
 
@@ -114,6 +114,7 @@ def tune_several(path: str | Path, data: str | Path, out: str | Path, *, changes
     """Tune as a recipe with `tasks` says; a folder for each below `out`. The rest as for `tune`."""
     recipe = load_recipe(path, Several, changes)
     folder, out = Path(data), Path(out)
+    check_alone()
     check_out(out, FILE)
     names = list(recipe.tasks)
     if len(names) < 2 or not all(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name) for name in names):

@@ -147,6 +147,13 @@ def world() -> tuple[int, int]:
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def check_alone() -> None:
+    """Refuse to tune in several processes."""
+    if world()[1] > 1:
+        raise SupremumError(f"tune runs in one process, this is one of {world()[1]}.",
+                            "Start it without torchrun. `supremum train` runs in several.")
+
+
 def open_run(folder: Path, inputs: dict[str, Any], *, fresh: bool) -> Workspace | None:
     """The locked state of the run; the first process alone holds it, since the others write beside it at its word."""
     return Workspace(folder, inputs, fresh=fresh) if world()[0] == 0 else None
@@ -204,7 +211,7 @@ def check(recipe: Training, processes: int = 1) -> None:
                             f"Use --set batch={math.ceil(recipe.batch / processes) * processes}.")
     if recipe.fsdp and processes == 1:
         raise SupremumError("fsdp: true shards over several processes; this is one.",
-                            "Start it with torchrun --nproc-per-node N -m supremum train ..., or leave fsdp out.")
+                            "Start `train` with torchrun --nproc-per-node N -m supremum train ...; leave fsdp out of `tune`.")
     if recipe.log_to != "none" and not find_spec(TRACKERS[recipe.log_to]):
         raise SupremumError(f"log_to: {recipe.log_to} is not installed.", f"pip install 'supremum[{recipe.log_to}]'")
 

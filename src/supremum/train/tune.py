@@ -40,7 +40,7 @@ from .recipe import load as load_recipe
 from .result import check_out, put_document, standing
 from .rows import Row, digest, read
 from .tasks import Task, make
-from .trainer import Trainer, fit, open_run
+from .trainer import Trainer, check_alone, fit, open_run
 from .ways import Way, counts, merged, prepare
 
 FILE = "tune.json"
@@ -214,6 +214,7 @@ def tune(path: str | Path, data: str | Path, out: str | Path, *, changes: Sequen
     """
     recipe = load_recipe(path, Tune, changes)
     folder, out = Path(data), Path(out)
+    check_alone()
     check_out(out, FILE)
     task = make(recipe.task.name, settings_of(recipe.task), str(path))
     with phase("read rows"):
