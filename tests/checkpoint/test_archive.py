@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
 from supremum.checkpoint import open_checkpoint
@@ -113,6 +114,7 @@ def test_stock_transformers_opens_it(family, tiny_model, tmp_path):
 import json, sys
 {imports}
 import torch
+import transformers
 model, report = transformers.{loader}.from_pretrained(sys.argv[1], dtype=torch.float32, output_loading_info=True)
 assert not any(report.values()), report
 print(json.dumps(model.eval()(torch.tensor([{prompt}])).logits[0, -1].tolist()))
@@ -126,6 +128,19 @@ print(json.dumps(model.eval()(torch.tensor([{prompt}])).logits[0, -1].tolist()))
         done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-2000:]
         assert torch.allclose(torch.tensor(json.loads(done.stdout)), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("family, architecture, loader", [
+    ("llama", None, "AutoModel"), ("gpt2", None, "AutoModel"), ("bert", None, "AutoModel"),
+    ("llama", None, "AutoModelForSequenceClassification"), ("bert", "BertModel", "AutoModelForSequenceClassification")])
+def test_stock_transformers_opens_its_trunk_for_another_head(family, architecture, loader, tiny_model, tmp_path):
+    checkpoint = open_checkpoint(tiny_model(family, "bfloat16", architecture))
+    folder = ARCHIVE.write(checkpoint, lattices(checkpoint), tmp_path / "out")
+    wanted = open_checkpoint(folder).model(torch.float32).base_model
+    found = getattr(transformers, loader).from_pretrained(folder, dtype=torch.float32).base_model.eval()
+    with torch.inference_mode():
+        ids_BT = torch.tensor([PROMPT])
+        assert torch.equal(found(ids_BT).last_hidden_state, wanted(ids_BT).last_hidden_state)
 
 
 def test_equal_columns_are_stored_once(tiny_model, tmp_path):

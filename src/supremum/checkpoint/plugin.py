@@ -46,10 +46,13 @@ def register() -> None:
             self.quantizer = quantizer
 
         def convert(self, input_dict: Any, source_patterns: Any, target_patterns: Any, **kwargs: Any) -> Any:
-            name = kwargs["full_layer_name"]
+            name, model = kwargs["full_layer_name"], kwargs["model"]
+            prefix = f"{model.base_model_prefix}."  # of the trunk's tensors, in a model with a head alone
+            stored = next((other for other in (name, prefix + name, name.removeprefix(prefix))
+                           if other in self.quantizer.store.entries), name)
             with torch.device("cpu"):
-                weight = self.quantizer.store.read(name)
-            return {name: weight.to(kwargs["model"].get_parameter(name).dtype)}
+                weight = self.quantizer.store.read(stored)
+            return {name: weight.to(model.get_parameter(name).dtype)}
 
     class ArchiveQuantizer(HfQuantizer):
         """Decodes to the floats that the model is loaded in."""
