@@ -10,8 +10,13 @@ import torch
 
 from supremum import Budget, open_checkpoint, optimize
 from supremum.errors import BudgetError, SupremumError
+from supremum.fill import OUTPUT_DAMPING, _solve_table
+from supremum.gather import gather, gather_fisher
 from supremum.pipeline import store_without_loss
 from supremum.report import read_document
+from supremum.stats.fisher import shrunk
+from supremum.stats.sweep import HEAD_MOMENTS
+from supremum.workspace import Workspace
 
 from .test_pipeline import kl_of_file, text  # noqa: F401  (a fixture)
 
@@ -122,3 +127,30 @@ def test_killed_between_levels_it_resumes_to_the_same_bytes(tiny_model, text, tm
     resumed = run(model, text, tmp_path / "out", Budget(bits=3.5)).folder
     one, two = (hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest() for folder in (whole, resumed))
     assert one == two
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_rows_of_tables_are_as_fine_as_they_matter(tied, tiny_model, text, tmp_path):  # noqa: F811
+    """The embedding's rows by how often their token comes, the head's by their logits' Fisher, a tied table's by both."""
+    checkpoint = open_checkpoint(tiny_model("llama", "bfloat16", tie_word_embeddings=tied))
+    workspace = Workspace(tmp_path / "work", {})
+    gathered = gather(checkpoint, workspace, text=[text], tokens=4096, seed=0, dtype="float32")
+    gather_fisher(gathered, None, 0)
+    embedding, head = gathered.stream.table_names()
+    assert (embedding == head) == tied
+    often_O = torch.bincount(gathered.windows.flatten(), minlength=len(gathered.weight(embedding))).double() + 0.5
+    found = workspace.load("fisher/tables.safetensors")
+    fisher = shrunk(found[f"B|{head}"].double(), float(found[f"r|{head}"]))
+    fisher_O = fisher.diagonal() if fisher.ndim == 2 else fisher
+    matters = {embedding: often_O / often_O.mean()}
+    if tied:
+        gradient_Td = gathered.stream.embedding_gradient(
+            gathered.windows, workspace.load("gradient/0000.safetensors")["g"]).double().flatten(0, 1)
+        inputs = workspace.load(HEAD_MOMENTS)["S"].double().trace()
+        matters[head] = often_O / often_O.sum() * gradient_Td.square().sum(1).mean() + fisher_O * inputs
+    else:
+        matters[head] = fisher_O
+    for name, weight_O in matters.items():
+        step_O = _solve_table(gathered, name, 1e-6)[name].lattice.frame.row_O.double()  # eighths of an octave
+        wanted_O = -4 * (weight_O / weight_O.mean() + OUTPUT_DAMPING).log2()
+        assert wanted_O.max() - wanted_O.min() > 4 and (step_O - wanted_O).std() < 0.5, name
