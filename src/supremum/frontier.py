@@ -18,13 +18,13 @@ from pathlib import Path
 from .allocate import Budget
 from .errors import BudgetError, StateError
 from .gather import work_folder
-from .output import check_replaced, discard_left, finished
+from .output import check_replaced, finished
 from .pipeline import Job, Layout, bit_range, check, finish, lay_out, open_job, statistics
 from .plain import plain
 from .progress import branch_timings, keep_timings, note, peaks, phase, timings
 from .report import Document
 from .report.frontier import Frontier, assemble_frontier, folder_of, read_frontier, write_frontier
-from .workspace import Workspace, move_into_place
+from .workspace import Workspace, discard_left, move_into_place
 
 BITS = (2.25, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0)
 
@@ -126,5 +126,5 @@ def _finished(folder: Path, job: Job, asked: Sequence[float]) -> Frontier | None
         point = folder / row["folder"]
         if not finished(point, job.inputs, Budget(bits=bits[row["folder"]])):
             raise StateError(f"{point}: is no longer the result that was written.", "--fresh makes it again.")
-    discard_left(folder, job.inputs)
+    discard_left(work_folder(folder), job.inputs)
     return found

@@ -31,7 +31,7 @@ from .runtime.verify import verify
 from .solve.cancellation import nearest
 from .stats.streaming import BlockStream, orientation
 from .text import fast_dtype
-from .workspace import Workspace, refuse_mount, replacing_folder, write_atomic
+from .workspace import Workspace, discard_left, refuse_mount, replacing_folder, write_atomic
 
 CONVERTED = "converted.json"  # in the folder of a conversion: its inputs, command and proof
 
@@ -79,7 +79,7 @@ def finished(folder: Path, inputs: dict[str, Any], budget: Budget) -> Document |
     if state.get("state") != plain(inputs) or document["budget"] != plain(asdict(budget)):
         return None
     _check_whole(folder / document["result"]["file"], document["result"]["bytes"])
-    discard_left(folder, inputs)
+    discard_left(work_folder(folder), inputs)
     return document
 
 
@@ -96,13 +96,6 @@ def _check_whole(written: Path, nbytes: int) -> None:
     found = _nbytes(written)
     if found < nbytes or (written.is_file() and found != nbytes):
         raise StateError(f"{written}: holds {found} bytes of the model, {nbytes} were written.", "--fresh makes it again.")
-
-
-def discard_left(folder: Path, inputs: dict[str, Any]) -> None:
-    """Remove what a run that was killed at its very end left of its state."""
-    if (work := work_folder(folder)).exists():
-        with contextlib.suppress(StateError):  # another's folder, other inputs, or a run that holds it
-            Workspace(work, inputs).discard()
 
 
 def rehearse(checkpoint: Checkpoint, kind: Target, menu: Menu, workspace: Workspace) -> None:

@@ -218,6 +218,13 @@ class Workspace:
         self.close()
 
 
+def discard_left(work: Path, inputs: dict[str, Any]) -> None:
+    """Remove the state in `work` that a run which was killed at its very end left."""
+    if work.exists():
+        with contextlib.suppress(StateError):  # another's folder, other inputs, or a run that holds it
+            Workspace(work, inputs).discard()
+
+
 def _order(file: Any) -> list[str]:
     order: list[str] = json.loads(file.metadata()["order"])
     return order

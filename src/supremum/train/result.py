@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import StateError, SupremumError
-from ..output import discard_left
 from ..plain import plain
 from ..progress import note
-from ..workspace import refuse_mount, write_atomic
+from ..workspace import discard_left, refuse_mount, write_atomic
 from .trainer import world
 
 
@@ -49,7 +48,7 @@ def standing(folder: Path, file: str, inputs: Mapping[str, Any], *, fresh: bool)
         if not path.is_file() or path.stat().st_size != size:
             raise StateError(f"{path}: is not as it was written ({size} bytes).", "--fresh makes it again.")
     if world()[0] == 0:
-        discard_left(folder, dict(inputs))
+        discard_left(folder.with_name(f"{folder.name}.work"), dict(inputs))
     note(f"{folder}: is finished with the same recipe; --fresh runs it again.")
     return document
 
