@@ -109,8 +109,10 @@ def gap_of(gathered: Gathered, file: Checkpoint) -> FileGap:
     shaping = mean({layer.name: SHAPING_BITS - (file.tensors[layer.name].kind == "lattice") * GAIN / 20 * math.log2(10)
                     for layer in spectra})
     rest = mean(bits) - own - shaping - mean(feedback)
-    parts = {"a water level for all layers": own - together, "error feedback": mean(feedback),
-             "an entropy code, fewer scales, rows' weights": rest, "a perfect code instead of integers or a trellis": shaping,
+    coded = all(file.tensors[layer.name].kind == "lattice" for layer in spectra)
+    remedy = "less side information, a closer entropy code" if coded else "an entropy code, fewer scales, rows' weights"
+    parts = {"a water level for all layers": own - together, "error feedback": mean(feedback), remedy: rest,
+             "a perfect code instead of integers or a trellis": shaping,
              "what the layers' sum misses": together - measured}
     return FileGap(file.source, original.source, mean(bits), kl, quality.kl_se or 0.0, measured,
                    mean(bits) - measured, parts, layers)
