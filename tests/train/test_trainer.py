@@ -188,7 +188,9 @@ def test_two_runs_do_not_share_an_output(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="on a machine without a GPU")
 @pytest.mark.parametrize(("changes", "says"), [({"precision": "fp16"}, "needs a GPU"), ({"precision": "tf32"}, "Ampere"),
-                                               ({"fsdp": True}, "several processes")])
+                                               ({"fsdp": True}, "several processes"),
+                                               ({"optimiser": Optimiser("adafactor", betas=(0.8, 0.9))}, "betas: adafactor"),
+                                               ({"optimiser": Optimiser("sgd", epsilon=1e-6)}, "epsilon: sgd")])
 def test_what_this_machine_cannot_do_is_refused_first(tmp_path: Path, changes: dict[str, Any], says: str) -> None:
     with pytest.raises(SupremumError, match=says):
         run(tmp_path / "r", recipe(**changes))

@@ -44,6 +44,7 @@ Loss = Callable[..., Tensor]  # (outputs, labels, num_items_in_batch) -> scalar
 ADAPTER = "adapter.safetensors"  # in a checkpoint, in place of the model's weights
 _CHECKPOINTING = next(name for name in ("activation_checkpointing", "gradient_checkpointing")  # renamed within Transformers 5
                       if name in TrainingArguments.__dataclass_fields__)
+UNUSED = {"adafactor": ("betas", "epsilon"), "sgd": ("epsilon",)}  # keys that an optimiser does not take
 TRACKERS = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}  # log_to: what must be installed
 
 
@@ -200,7 +201,7 @@ def fit(
 
 
 def check(recipe: Training, processes: int = 1) -> None:
-    """Refuse before any work what this machine or this launch cannot do."""
+    """Refuse before any work what this machine, this launch or the recipe's optimiser cannot do."""
     gpu = torch.cuda.is_available()
     if recipe.precision == "fp16" and not gpu:
         raise SupremumError("precision: fp16 needs a GPU; this machine has none.", "Use precision: bf16 or fp32.")
@@ -212,6 +213,9 @@ def check(recipe: Training, processes: int = 1) -> None:
     if recipe.fsdp and processes == 1:
         raise SupremumError("fsdp: true shards over several processes; this is one.",
                             "Start `train` with torchrun --nproc-per-node N -m supremum train ...; leave fsdp out of `tune`.")
+    for key in UNUSED.get(recipe.optimiser.name, ()):
+        if getattr(recipe.optimiser, key) != getattr(type(recipe.optimiser)(), key):
+            raise SupremumError(f"optimiser.{key}: {recipe.optimiser.name} has none.", f"Leave optimiser.{key} out.")
     if recipe.log_to != "none" and not find_spec(TRACKERS[recipe.log_to]):
         raise SupremumError(f"log_to: {recipe.log_to} is not installed.", f"pip install 'supremum[{recipe.log_to}]'")
 
