@@ -121,7 +121,8 @@ def test_a_missed_floor_says_by_how_much_and_loses_nothing(tuned: Path, text: st
         with pytest.raises(BudgetError, match=r"was missed: it has accuracy 0\.25 on the 8 valid rows") as refused:
             lower(tuned, text, tmp_path / "out", "accuracy=0.99x", Budget(bits=9))
     assert "out.work" in str(refused.value) and not (tmp_path / "out").exists()
-    monkeypatch.setattr("supremum.reach._measure", lambda *_: pytest.fail("was measured before"))
+    for place in ("reach", "solve.gains"):
+        monkeypatch.setattr(f"supremum.{place}.streamed_quality", lambda *_: pytest.fail("was measured before"))
     done = lower(tuned, text, tmp_path / "out", "accuracy=0.2", Budget(bits=9))
     floor = done.document["result"]["floor"]
     assert floor["held_on_test"] == (floor["reached"]["test"]["value"] >= 0.2)
