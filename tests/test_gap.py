@@ -9,7 +9,8 @@ from rich.console import Console
 from supremum import SupremumError, codecs, measure_gap, open_checkpoint
 from supremum.checkpoint.targets import target
 from supremum.codecs.lattice import Lattice
-from supremum.gap import FileGap
+from supremum.gap import FileGap, gap_of
+from supremum.gather import gather, gather_fisher
 from supremum.report.gap import render_gap
 from supremum.solve import Metric, nearest, solve
 from supremum.solve.water import flat
@@ -109,3 +110,36 @@ def test_the_original_itself_has_no_damage(model, text):  # noqa: F811
 def test_another_models_file_is_refused(model, tiny_model, text):  # noqa: F811
     with pytest.raises(SupremumError, match="another shape"):
         measured(tiny_model("llama", "bfloat16"), model, text)
+
+
+FORMATS = [("gguf", "Q4_0"), ("gguf", "Q6_K"), ("gptq", "gptq4-g64"), ("compressed-tensors", "fp8-channel"),
+           ("compressed-tensors", "fp8-b128"), ("compressed-tensors", "mxfp4-g32"), ("compressed-tensors", "nvfp4-g16")]
+
+
+@pytest.fixture(scope="module")
+def gathered(tiny_model, text, tmp_path_factory):  # noqa: F811
+    model = tiny_model("llama", "bfloat16", hidden_size=256, intermediate_size=256)
+    found = gather(open_checkpoint(model), Workspace(tmp_path_factory.mktemp("gap"), {}), text=[text], tokens=4096, seed=0,
+                   dtype="float32")
+    gather_fisher(found, None, 0)
+    return found
+
+
+@pytest.mark.parametrize(("kind", "name"), FORMATS)
+def test_a_file_of_any_format_is_read_as_it_was_written(kind, name, gathered, tmp_path):
+    """Bits are those of the codes, damage is tr(B dW S dW^T) / 2 in float64 of what they decode to, whatever the layout."""
+    checkpoint = gathered.checkpoint
+    coded = {tensor: nearest(gathered.weight(tensor), codecs.get(name)) for tensor in inner(checkpoint)}
+    gap = gap_of(gathered, open_checkpoint(target(kind).write(checkpoint, coded, tmp_path)))
+    layers = {layer.name: layer for layer in gap.layers}
+    assert set(layers) == set(coded)
+    for block in gathered.stream.blocks:
+        sums, keys = moments(gathered.workspace, gathered.calls, block)
+        for layer, key in keys.items():
+            tensor = gathered.inner(block, layer)
+            change_OI = (coded[tensor].decode() - gathered.weight(tensor)).double()
+            trace = ((gathered.fisher(block, layer).double() @ change_OI @ sums[key].double()) * change_OI).sum()
+            assert layers[tensor].nats == pytest.approx(float(trace) / 2, rel=1e-3)
+            stored = sum(part.nbytes for part in coded[tensor].tensors.values())
+            assert layers[tensor].bits == pytest.approx(8 * stored / change_OI.numel(), rel=0.01)
+    assert gap.kl > 0 and sum(gap.parts.values()) == pytest.approx(gap.gap, abs=1e-6)
