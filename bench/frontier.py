@@ -36,7 +36,7 @@ from supremum.output import convert
 from supremum.pipeline import optimize
 from supremum.stats.streaming import BlockStream, orientation
 
-ROWS = ("gguf", "int4", "int3", "int2", "archive-4", "archive-3", "archive-2.55", "archive-2.1")
+ROWS = ("gguf", "gguf-least", "int4", "int3", "int2", "archive-4", "archive-3", "archive-2.55", "archive-2.1")
 
 
 def nearest_q4_0(weight_OI: torch.Tensor) -> Coded:
@@ -184,6 +184,8 @@ def main() -> None:
                 table.archive(float(name.removeprefix("archive-")))
             elif name == "gguf":
                 table.gguf()
+            elif name == "gguf-least":
+                table.beside(name, None, 2)
             else:
                 table.integers(name)
 

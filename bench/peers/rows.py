@@ -18,8 +18,8 @@ from safetensors import safe_open
 
 SCRIPTS = Path(__file__).parent
 ROWS: dict[str, tuple[tuple[str, ...], ...]] = {
-    "gguf": (("llamacpp", "--kind", "Q4_0"), ("llamacpp", "--kind", "IQ4_NL"), ("llamacpp", "--kind", "Q2_K"),
-             ("llamacpp", "--kind", "IQ2_XXS"), ("llamacpp", "--kind", "Q2_0")),
+    "gguf": (("llamacpp", "--kind", "Q4_0"), ("llamacpp", "--kind", "IQ4_NL")),
+    "gguf-least": (("llamacpp", "--kind", "Q2_K"), ("llamacpp", "--kind", "IQ2_XXS"), ("llamacpp", "--kind", "Q2_0")),
     "int4": (("autoround",), ("llmcompressor",), ("gptqmodel",), ("hqq",), ("quanto",)),
     "int3": (("autoround",), ("llmcompressor",), ("gptqmodel",), ("hqq",)),
     "int2": (("autoround",), ("llmcompressor",), ("gptqmodel",), ("hqq",), ("quanto",)),
