@@ -35,10 +35,9 @@ from .pipeline import Job, Layout, Result, Statistics, bit_range, check, finish,
 from .plain import plain
 from .progress import keep_timings, note, phase
 from .train.base import reopen
-from .train.recipe import again
-from .train.rows import Row, digest
-from .train.tasks import make
-from .train.tune import DRAWS, FILE, Tune, settings_of, splits
+from .train.rows import digest
+from .train.tune import DRAWS
+from .train.tuned import known
 from .workspace import Workspace, move_into_place
 
 STEP, LEAST, MOST = 0.25, 1.0, 8.0  # bits a weight that are searched
@@ -68,29 +67,9 @@ class Judge:
 
     def __init__(self, checkpoint: Checkpoint, floor: Floor, data: Path | None, seed: int) -> None:
         self.floor, self.seed = floor, seed
-        place = Path(checkpoint.path) / FILE
-        try:
-            tuned = json.loads(place.read_text())
-            stored, told = dict(tuned["inputs"]["recipe"]), tuned.get("data")
-        except OSError as error:
-            raise SupremumError(f"{checkpoint.path}: holds no {FILE}, which tells the task that --floor speaks of.",
-                                "Give a folder that `supremum tune` wrote, or another budget.") from error
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise SupremumError(f"{place}: is damaged ({type(error).__name__}: {error}).", "Tune the model again.") from error
-        self.recipe = again(stored, Tune, str(place))
-        folder = data or (Path(told) if told else None)
-        if folder is None or not folder.is_dir():
-            raise SupremumError(f"{place}: the rows of its recipe are not in {folder or 'a folder that it names'}.",
-                                "Name their folder with --floor-data.")
-        self.task = make(self.recipe.task.name, settings_of(self.recipe.task), str(place))
-        with phase("read rows"):
-            _, valid, test = splits(self.task, self.recipe, folder)
-        self.rows: dict[str, list[Row]] = {"valid": valid, "test": test}
+        found = known(Path(checkpoint.path), data, asked="--floor", option="--floor-data")
+        self.task, self.recipe, self.rows = found.task, found.recipe, found.rows
         self.digests = {name: digest(rows) for name, rows in self.rows.items()}
-        if tuned["labels"] != self.task.labels:
-            raise SupremumError(f"{folder}: its training rows have the labels {', '.join(self.task.labels[:8])}, the model "
-                                f"has {', '.join(map(str, tuned['labels'][:8]))}.",
-                                "Name the folder that it was tuned on with --floor-data.")
         self.checkpoint = checkpoint
         self.before: dict[str, list[Any]] = {}
 

@@ -1,0 +1,65 @@
+"""The task that a folder was tuned for, found again through its tune.json: its recipe, its labels and its rows.
+
+What scores a tuned model (`evaluate`, `optimize --floor`) asks here: both read the same rows and refuse the same things.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import SupremumError
+from ..progress import phase
+from .recipe import again
+from .rows import Row
+from .tasks import Task, make
+from .tune import FILE, Tune, leaks, settings_of, splits
+
+
+@dataclass(frozen=True)
+class Known:
+    """What a tuned folder tells of its task. `rows`: "valid" and "test"; `leaked`: test rows that also stand in the training
+    text."""
+
+    task: Task
+    recipe: Tune
+    rows: dict[str, list[Row]]
+    leaked: int
+
+
+def is_tuned(source: str | Path | None) -> bool:
+    """Whether a model is a folder that `supremum tune` wrote."""
+    return source is not None and (Path(source).expanduser() / FILE).is_file()
+
+
+def known(path: Path, data: Path | None, *, asked: str, option: str) -> Known:
+    """The task of the folder `path`. data: the folder of the rows, where it is not the one that it was tuned on. asked: the
+    option that wants a task, option: the one that names the rows' folder, both for messages.
+
+    Raises SupremumError where tune.json is missing or damaged, the rows are gone, or they have other labels.
+    """
+    place = path / FILE
+    try:
+        tuned = json.loads(place.read_text())
+        if several := tuned.get("tasks"):
+            raise SupremumError(f"{path}: holds the models of several tasks.",
+                                f"Name one of them: {', '.join(str(path / name) for name in several)}.")
+        stored, told, labels = dict(tuned["inputs"]["recipe"]), tuned.get("data"), list(tuned["labels"])
+    except OSError as error:
+        raise SupremumError(f"{path}: holds no {FILE}, which tells the task that {asked} speaks of.",
+                            f"Give a folder that `supremum tune` wrote, or leave out {asked}.") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SupremumError(f"{place}: is damaged ({type(error).__name__}: {error}).", "Tune the model again.") from error
+    recipe = again(stored, Tune, str(place))
+    task = make(recipe.task.name, settings_of(recipe.task), str(place))
+    folder = data or (Path(told) if told else None)
+    if folder is None or not folder.is_dir():
+        raise SupremumError(f"{place}: the rows of its recipe are not in {folder or 'a folder that it names'}.",
+                            f"Name their folder with {option}.")
+    with phase("read rows"):
+        train, valid, test = splits(task, recipe, folder)
+    if labels != task.labels:
+        raise SupremumError(f"{folder}: its training rows have the labels {', '.join(task.labels[:8])}, the model has "
+                            f"{', '.join(map(str, labels[:8]))}.", f"Name the folder that it was tuned on with {option}.")
+    return Known(task, recipe, {"valid": valid, "test": test}, leaks(task, train, test))
