@@ -7,9 +7,11 @@ from typing import Annotated, Any
 
 import typer
 
+from ..plain import plain
 from .common import Debug, Dtype, Json, Model, Precision, Result, Seed, Text, refuse, verb
 
 HARNESS = "harness:"  # before a task's name in lm-evaluation-harness
+TOKENS, LENGTH = 16384, 1024
 
 
 @verb("""
@@ -20,14 +22,20 @@ HARNESS = "harness:"  # before a task's name in lm-evaluation-harness
     supremum evaluate small --reference demo --text held-out.txt --details --perturb typos
     supremum evaluate small --reference demo --tasks piqa.jsonl --samples 300
     supremum evaluate small --reference demo --text held-out.txt --explain 3 --page small.html
+    supremum evaluate sst2
+    supremum evaluate small --reference sst2 --perturb typos --page small.html
 """)
 def evaluate(
     model: Model,
     reference: Annotated[str | None, typer.Option(
         "--reference", metavar="MODEL", help="The original; with it KL and agreement are measured.")] = None,
     text: Text = None,
-    tokens: Annotated[int, typer.Option("--tokens", min=64, help="Tokens to score.")] = 16384,
-    length: Annotated[int, typer.Option("--length", min=16, help="Tokens in a window.")] = 1024,
+    data: Annotated[Path | None, typer.Option(
+        "--data", metavar="DIR", help="Folder of a tuned model's rows, if it is not the one that it was tuned on.")] = None,
+    tokens: Annotated[int | None, typer.Option(
+        "--tokens", min=64, show_default=f"{TOKENS}", help="Tokens to score.")] = None,
+    length: Annotated[int | None, typer.Option(
+        "--length", min=16, show_default=f"{LENGTH}", help="Tokens in a window.")] = None,
     cache: Annotated[str | None, typer.Option(
         "--cache", metavar="K[,V]", help="Measure a quantised cache of keys and values instead, in llama.cpp: q8_0, q5_1, "
                                          "q5_0, q4_1, q4_0 or iq4_nl, for both or for each; or kivi8, kivi4, "
@@ -37,7 +45,8 @@ def evaluate(
                                         "or harness:NAME, of the Language Model Evaluation Harness; repeatable. "
                                         "Without --text nothing else is measured.")] = None,
     samples: Annotated[int | None, typer.Option(
-        "--samples", min=1, help="Cases of each task, drawn by --seed; all unless given.")] = None,
+        "--samples", min=1, help="Cases of each task, or test rows of a tuned model, drawn by --seed; all unless given.")
+    ] = None,
     perturb: Annotated[list[str] | None, typer.Option(
         "--perturb", metavar="KIND", help="Measure once more with typos, lower, upper or truncate; repeatable.")] = None,
     details: Annotated[bool, typer.Option(
@@ -59,16 +68,30 @@ def evaluate(
     With --tasks: accuracy with intervals and, against --reference, which answers flipped (McNemar's exact p).
     Several texts are measured each by itself. With --perturb: the same with typos, in one case, or with less context.
     Use text that the model was not calibrated on. Without --text the reference (or MODEL, without one) writes it.
+    Where MODEL or the reference is what `supremum tune` wrote, and no --text is given: its task's figures on its test rows,
+    with intervals, flips, labels and calibration.
     """
-    if tokens < length:
-        raise typer.BadParameter(f"--tokens {tokens} is less than one window (--length {length})")
-
+    given = {"--tokens": tokens, "--length": length, "--details": details, "--dtype": dtype is not Precision.auto}
     if page is not None and (cache or page.suffix.lower() not in (".html", ".htm") or not page.absolute().parent.is_dir()):
         raise typer.BadParameter("--page has no form for --cache" if cache else
                                  f"--page {page}: give a file that ends in .html, in a folder that exists")
     if cache:
         refuse({"--tasks": tasks, "--samples": samples, "--perturb": perturb, "--details": details, "--explain": explain,
                 "--dtype": dtype is not Precision.auto}, "has no part in --cache; evaluate twice")
+    from ..train.tuned import is_language_model, is_tuned
+
+    tuned = next((one for one in (reference, model) if is_tuned(one)), None)
+    if tuned and not text and not ((tasks or cache) and is_language_model(tuned)):
+        other = "; give --text, too" if is_language_model(tuned) else ""
+        refuse({"--cache": cache, "--tasks": tasks, **given},
+               f"has no part where a tuned model is scored by its task, as {tuned} is: leave it out{other}")
+        return _by_task(model, reference, data=data, samples=samples, disturb=perturb or [], explained=explain, page=page,
+                        seed=seed)
+    refuse({"--data": data}, "names the test rows of a tuned model; " + (
+        "they are scored without --text, --tasks and --cache" if tuned else "there is none: name one with --reference"))
+    tokens, length = tokens or TOKENS, length or LENGTH
+    if tokens < length:
+        raise typer.BadParameter(f"--tokens {tokens} is less than one window (--length {length})")
     refuse({"--samples": samples and not tasks}, "says how many cases of --tasks; give both")
     if explain and tasks and not text:
         raise typer.BadParameter("--explain reads texts; name one with --text")
@@ -119,3 +142,21 @@ def evaluate(
         document["page"] = str(page)
         tables.append(f"Page: {page}")
     return document, lambda: Console().print(*tables)
+
+
+def _by_task(model: str, reference: str | None, *, page: Path | None, **options: Any) -> Result:
+    """A tuned model on its task's test rows."""
+    from rich.console import Console
+
+    from ..train.evaluate import evaluate_tuned
+    from ..train.show import render_evaluation
+
+    found = evaluate_tuned(model, reference, **options)
+    document: dict[str, Any] = {"model": model, "reference": reference, "task": plain(found)}
+    if page is not None:
+        from ..report.evaluation import write_evaluation
+
+        write_evaluation(document, page)
+        document["page"] = str(page)
+    return document, lambda: Console().print(render_evaluation(found, reference is not None),
+                                             *([f"Page: {page}"] if page else []))

@@ -6,12 +6,13 @@ y is the token that the original holds likeliest, x the text's embeddings: occlu
 arXiv:1311.2901), by Captum. Integrated gradients were tried first: with 24 points their sum misses f(x) - f(baseline) by more
 than f itself on a Llama of 135 M parameters, whatever the baseline, so nothing is built on them. Shares are of one token at a
 time and need not add up. Texts are those pieces of the windows whose last answer has the greatest KL, read by themselves; no
-two lie in one stretch. Attention is the mean over a block's heads: it shows where a block looks, not what it uses.
+two lie in one stretch. Of a classifier y is the label that the original holds likeliest, x a whole row (`explain_row`).
+Attention is the mean over a block's heads: it shows where a block looks, not what it uses.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,7 @@ from .scores import TokenScores
 CONTEXT = 32  # tokens of a text
 BATCH = 8  # texts in a pass, each with another token replaced
 LEAST = 12  # tokens before the answer, where the windows have as many
+LOOKED = 64  # tokens of the longest row whose attention is shown
 TRIED = 4  # candidates for each text: what lies in the window before the piece may have made the change
 
 
@@ -100,6 +102,28 @@ def _explained(model: Any, original: Any, ids: Tensor, place: int, tokenizer: An
                      float((logp.exp() * (logp - logq[: len(logp)])).sum()), float(likeness), one, other)
 
 
+def explain_row(model: Any, original: Any, inputs: Mapping[str, Sequence[int]], labels: Sequence[str],
+                tokenizer: Any) -> Explained:
+    """Why the label of a row changed. inputs: what the tokenizer gave for it (T,), one list a name."""
+    ids, beside = torch.tensor(inputs["input_ids"]), {name: torch.tensor(values)[None] for name, values in inputs.items()
+                                                     if name != "input_ids"}
+
+    def log_of(one: Any) -> Tensor:
+        with torch.inference_mode():
+            rows = {name: row.to(one.device) for name, row in beside.items()}
+            found: Tensor = one(input_ids=ids[None].to(one.device), **rows).logits[0].float().log_softmax(-1).cpu()
+        return found
+
+    logp_C, logq_C = log_of(original), log_of(model)
+    target = int(logp_C.argmax())
+    one, other = (Side(labels[int(log_C.argmax())], float(log_C[target]), occluded(side, ids, None, target, beside),
+                       attention(side, ids, beside) if len(ids) <= LOOKED else {})
+                  for side, log_C in ((original, logp_C), (model, logq_C)))
+    likeness = torch.cosine_similarity(torch.tensor(one.shares), torch.tensor(other.shares), dim=0)
+    return Explained([_shown(tokenizer, index) for index in ids.tolist()], labels[target],
+                     float((logp_C.exp() * (logp_C - logq_C)).sum()), float(likeness), one, other)
+
+
 def _shown(tokenizer: Any, index: int) -> str:
     text: str = tokenizer.decode([index], clean_up_tokenization_spaces=False)
     return text
@@ -111,15 +135,19 @@ def _side(model: Any, ids: Tensor, place: int, target: int, log: Tensor, tokeniz
 
 
 @torch.inference_mode()
-def occluded(model: Any, ids: Tensor, place: int, target: int) -> list[float]:
-    """What each token adds to log p of the target at `place`."""
+def occluded(model: Any, ids: Tensor, place: int | None, target: int,
+             beside: Mapping[str, Tensor] | None = None) -> list[float]:
+    """What each token adds to log p of the target at `place`; of a classifier's label without one. beside: what else the
+    model is given (1, T)."""
     try:
         from captum.attr import FeatureAblation
     except ImportError as error:
         raise SupremumError("--explain needs captum, which is not installed.", "pip install 'supremum[explain]'") from error
 
     def log_p(x_BTD: Tensor) -> Tensor:
-        found: Tensor = model(inputs_embeds=x_BTD).logits[:, place].float().log_softmax(-1)[:, target]
+        more = {name: row.to(x_BTD.device).expand(len(x_BTD), -1) for name, row in (beside or {}).items()}
+        logits = model(inputs_embeds=x_BTD, **more).logits
+        found: Tensor = (logits if place is None else logits[:, place]).float().log_softmax(-1)[:, target]
         return found
 
     table = model.get_input_embeddings()
@@ -133,12 +161,13 @@ def occluded(model: Any, ids: Tensor, place: int, target: int) -> list[float]:
 
 
 @torch.inference_mode()
-def attention(model: Any, ids: Tensor) -> dict[str, list[list[float]]]:
+def attention(model: Any, ids: Tensor, beside: Mapping[str, Tensor] | None = None) -> dict[str, list[list[float]]]:
     """Means over heads of the middle and the last block: row, the token that reads; column, the one that is read."""
     before = model.config._attn_implementation
     try:
         model.set_attn_implementation("eager")  # others keep no weights
-        maps = model(input_ids=ids[None].to(model.device), output_attentions=True).attentions or ()
+        more = {name: row.to(model.device) for name, row in (beside or {}).items()}
+        maps = model(input_ids=ids[None].to(model.device), output_attentions=True, **more).attentions or ()
     except (ValueError, NotImplementedError):  # a model without such attention
         return {}
     finally:

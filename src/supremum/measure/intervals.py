@@ -94,6 +94,43 @@ def paired_bootstrap(metric: Metric, one: Sequence[Sequence[Any]], other: Sequen
     return _interval(difference(), draws, level, paired=True)
 
 
+@dataclass(frozen=True)
+class Compared:
+    """A figure with its interval and, of a reference on the same items, the same and the paired difference to it."""
+
+    value: Interval
+    reference: Interval | None = None
+    change: Interval | None = None
+
+
+def compare_all(metric: Callable[..., Mapping[str, float]], columns: Sequence[Any], reference: Sequence[Any] | None = None, *,
+                resamples: int = RESAMPLES, seed: int = 0, level: float = 0.95) -> dict[str, Compared]:
+    """Every figure of metric(*columns), and of metric(*reference) over the same N items, all from the same draws: what
+    `bootstrap` and `paired_bootstrap` give for each `key`. Columns are arrays of N rows. A draw in which a figure is not
+    defined (NaN) does not count for it; a figure that is not defined at all is left out.
+    """
+    sides = [columns] if reference is None else [columns, reference]
+    size = _size([column for side in sides for column in side])
+    whole = [metric(*side) for side in sides]
+    drawn = [[metric(*(column[pick] for column in side)) for side in sides]
+             for picks in _draws(size, resamples, seed) for pick in picks]
+
+    names = [name for name in whole[0] if all(math.isfinite(one[name]) for one in whole)]
+    value_SK = np.array([[one[name] for name in names] for one in whole])
+    draws_RSK = np.array([[[one[name] for name in names] for one in draw] for draw in drawn])
+
+    def interval(value: float, draws_R: np.ndarray, paired: bool = False) -> Interval:
+        return _interval(float(value), draws_R[np.isfinite(draws_R)], level, paired=paired)
+
+    found = {}
+    for place, name in enumerate(names):
+        value_S, draws_RS = value_SK[:, place], draws_RSK[:, :, place]
+        each = [interval(value_S[side], draws_RS[:, side]) for side in range(len(sides))]
+        change = None if reference is None else interval(value_S[0] - value_S[1], draws_RS[:, 0] - draws_RS[:, 1], True)
+        found[name] = Compared(each[0], None if reference is None else each[1], change)
+    return found
+
+
 def mcnemar(before: Any, after: Any) -> dict[str, float]:
     """Flips between two systems that were right (N,) bool on the same items: gained, lost, and the exact p."""
     from scipy.stats import binomtest

@@ -21,6 +21,7 @@ import numpy as np
 from ..errors import SupremumError
 
 BINS = 15
+CHRF = 6  # characters of the longest n-gram
 HAN = re.compile(r"([\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff])")
 WIDE = re.compile(r"[\u3000-\u303f\uff01-\uff0f\uff1a-\uff20\uff3b-\uff40\uff5b-\uff65]")  # punctuation beside them
 References = Sequence[str] | Sequence[Sequence[str]]  # one a case, or several
@@ -56,6 +57,33 @@ def classification(labels: Sequence[Any], predicted: Sequence[Any], probabilitie
     return scores
 
 
+def confused(labels: Sequence[Any], predicted: Sequence[Any], names: Sequence[Any]) -> np.ndarray:
+    """(N,) place of each item in the confusion matrix of `names`, row by row; its counts give `confusion_scores`."""
+    _same_length(labels, predicted)
+    place = {name: index for index, name in enumerate(names)}
+    return np.array([place[true] * len(place) + place[said] for true, said in zip(labels, predicted, strict=True)])
+
+
+def confusion_scores(matrix_CC: np.ndarray) -> dict[str, float]:
+    """What `classification` gives, of counts (true, predicted)."""
+    total, right_C = matrix_CC.sum(), np.diagonal(matrix_CC).astype(np.float64)
+    true_C, said_C = matrix_CC.sum(1).astype(np.float64), matrix_CC.sum(0).astype(np.float64)
+    seen_C = (true_C + said_C) > 0
+    accuracy = float(right_C.sum() / total)
+    scores = {"accuracy": accuracy} | {f"{name}_micro": accuracy for name in ("precision", "recall", "f1")}
+    for name, below_C in (("precision", said_C), ("recall", true_C), ("f1", (true_C + said_C) / 2)):
+        scores[f"{name}_macro"] = float((right_C / below_C.clip(0.5))[seen_C].mean())  # counts: below 0.5 is none
+    root = np.sqrt((total**2 - (said_C**2).sum()) * (total**2 - (true_C**2).sum()))
+    scores["mcc"] = float((right_C.sum() * total - (true_C * said_C).sum()) / root) if root else 0.0
+    return scores
+
+
+def f1_of_each(matrix_CC: np.ndarray) -> np.ndarray:
+    """(C,) F1 of every label; NaN for one that is neither true nor predicted."""
+    below_C = matrix_CC.sum(1) + matrix_CC.sum(0)
+    return np.where(below_C > 0, 2 * np.diagonal(matrix_CC) / below_C.clip(1), np.nan)
+
+
 def calibration_error(confidence: Any, right: Any, bins: int = BINS) -> float:
     """ECE: how far stated probabilities (N,) lie from the share (N,) bool that came true, over equal-width bins."""
     confidence_N, right_N = np.asarray(confidence, dtype=np.float64), np.asarray(right, dtype=np.float64)
@@ -88,6 +116,36 @@ def entities(tags: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) 
     macro = [_rates(right[kind], found[kind], wanted[kind])[2] for kind in kinds]
     return {"precision": precision, "recall": recall, "f1": f1, "f1_macro": sum(macro) / len(macro) if macro else 0.0,
             "entities": float(sum(wanted.values()))}
+
+
+def entity_parts(tags: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]],
+                 kinds: Sequence[str]) -> np.ndarray:
+    """(N, K, 3) entities of each sentence and type that were met, found and wanted; sums over any sentences give their
+    scores (`entity_scores`)."""
+    place = {kind: index for index, kind in enumerate(kinds)}
+    parts = np.zeros((len(tags), len(place), 3), dtype=np.int64)
+    for number, (true, said) in enumerate(zip(tags, predicted, strict=True)):
+        one, other = spans(true), spans(said)
+        for column, several in enumerate((one & other, other, one)):
+            for kind, *_ in several:
+                parts[number, place[kind], column] += 1
+    return parts
+
+
+def entity_scores(parts: np.ndarray) -> dict[str, float]:
+    """What `entities` gives, of the rows of `entity_parts`; without the count of entities."""
+    total_K3 = parts.sum(0)
+    precision, recall, f1 = _rates(*total_K3.sum(0).tolist())
+    macro = entity_f1(parts)
+    macro = macro[np.isfinite(macro)]
+    return {"precision": precision, "recall": recall, "f1": f1, "f1_macro": float(macro.mean()) if len(macro) else 0.0}
+
+
+def entity_f1(parts: np.ndarray) -> np.ndarray:
+    """(K,) F1 of every type; NaN for one that is neither wanted nor found."""
+    total_K3 = parts.sum(0)
+    below_K = total_K3[:, 1] + total_K3[:, 2]
+    return np.where(below_K > 0, 2 * total_K3[:, 0] / below_K.clip(1), np.nan)
 
 
 def spans(tags: Sequence[str]) -> set[tuple[str, int, int]]:
@@ -160,6 +218,35 @@ def bleu_of(parts: np.ndarray) -> float:
     total = parts.sum(0).tolist()
     return float(library("sacrebleu.metrics").BLEU.compute_bleu(total[:4], total[4:8], total[8], total[9],
                                                                      smooth_method="exp").score)
+
+
+def chrf_parts(references: References, hypotheses: Sequence[str]) -> np.ndarray:
+    """(N, 6, 3): character n-grams written, of the reference, met, for n = 1 to 6; of several references the best counts.
+    Their sums over any rows give those rows' chrF (`chrf_of`)."""
+    _same_length(references, hypotheses)
+    best = []
+    for several, said in zip(_several(references), hypotheses, strict=True):
+        written = _characters(said)
+        found = [np.array([[sum(one.values()) if other else 0, sum(other.values()), sum((one & other).values())]
+                           for one, other in zip(written, _characters(true), strict=True)]) for true in several]
+        best.append(max(found, key=lambda part: chrf_of(part[None])))
+    return np.array(best, dtype=np.int64).reshape(-1, CHRF, 3)
+
+
+def _characters(text: str) -> list[Counter[str]]:
+    text = "".join(text.split())
+    return [Counter(text[at : at + n] for at in range(len(text) - n + 1)) for n in range(1, CHRF + 1)]
+
+
+def chrf_of(parts: np.ndarray) -> float:
+    """Corpus chrF (0 to 100) of the rows of `chrf_parts`: F of the mean precision and recall over n, recall twice as heavy
+    (Popovic 2015), over the n that both sides have, as sacrebleu does."""
+    written_n, wanted_n, met_n = parts.sum(0).T.astype(np.float64)
+    both_n = (written_n > 0) & (wanted_n > 0)
+    if not both_n.any():
+        return 0.0
+    precision, recall = (met_n[both_n] / written_n[both_n]).mean(), (met_n[both_n] / wanted_n[both_n]).mean()
+    return float(100 * 5 * precision * recall / (4 * precision + recall)) if precision + recall else 0.0
 
 
 def summaries(references: References, hypotheses: Sequence[str], *, each: bool = False) -> dict[str, Any]:

@@ -1,4 +1,5 @@
-"""The page of `supremum evaluate`: quality, tasks, slices, changed tokens and explanations, drawn from its document alone."""
+"""The page of `supremum evaluate`, drawn from its document alone: quality, a tuned model's task, zero-shot tasks, slices,
+changed tokens and explanations."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ def view(document: dict[str, Any]) -> dict[str, Any]:
     """The document with every part that it may lack, each text with a name, each row of figures in words."""
     texts = [{**text, "name": Path(text["text"]).name if text["text"] else "what the model writes", "rows": _rows(text)}
              for text in document.get("texts", [])]
-    return {"model": document["model"], "reference": document["reference"], "texts": texts, "verdict": _verdict(texts),
+    return {"model": document["model"], "reference": document["reference"], "texts": texts,
+            "verdict": _verdict(texts) or _task_verdict(document), "task": _task(document.get("task")),
             "tasks": document.get("tasks", []), "gaps": document.get("gaps", []), "harness": document.get("harness", [])}
 
 
@@ -41,6 +43,37 @@ def _verdict(texts: Sequence[dict[str, Any]]) -> str:
     if first.get("perplexity") is not None:
         return f"Perplexity {plus_minus(first['perplexity'], first['perplexity_se'])} ({texts[0]['name']})."
     return ""
+
+
+def _task(task: dict[str, Any] | None) -> dict[str, Any] | None:
+    """A tuned model's task, its figures in words."""
+    if task is None:
+        return None
+    whole, metric = task["scored"], task["metric"]
+    each = {"as it is": whole, **task["perturbed"]}
+    return {**task, **whole, "figures": [{"name": name, "cells": _cells(one)} for name, one in whole["figures"].items()],
+            "labels": [{**one, "cells": _cells(one["f1"])} for one in whole["labels"]],
+            "perturbed": [{"name": name, "cells": _cells(one["figures"][metric])} for name, one in each.items()]
+            if task["perturbed"] else []}
+
+
+def _cells(one: dict[str, Any]) -> list[str]:
+    value, before, change = one["value"], one["reference"], one["change"]
+    digits = 3 if abs(value["value"]) <= 1 else 2  # a share, or points of a hundred
+    cells = [f"{value['value']:.{digits}f}", f"{value['low']:.{digits}f} to {value['high']:.{digits}f}"]
+    if before is not None:
+        cells += [f"{before['value']:.{digits}f}", f"{change['value']:+.{digits}f}",
+                  f"{change['low']:+.{digits}f} to {change['high']:+.{digits}f}", figure(change["p"], 2)]
+    return cells
+
+
+def _task_verdict(document: dict[str, Any]) -> str:
+    task = document.get("task")
+    if not task:
+        return ""
+    cells = _cells(task["scored"]["figures"][task["metric"]])
+    beside = f", the original {cells[2]}: {cells[3]} ({cells[4]})" if len(cells) > 2 else ""
+    return f"{task['metric']} {cells[0]} ({cells[1]}) on {task['rows']:,} test rows{beside}."
 
 
 def _rows(text: dict[str, Any]) -> list[dict[str, str]]:
@@ -70,6 +103,11 @@ def evaluation_figures(document: dict[str, Any]) -> dict[str, dict[str, Figure]]
     """{chart: {view: figure}}, as in `charts`."""
     shown = view(document)
     found: dict[str, dict[str, Figure]] = {"tasks": {"tasks": tasks(shown["tasks"])} if shown["tasks"] else {}}
+    if task := document.get("task"):
+        found["task"] = {"task": robustness(task)}
+        found |= {f"attentiontask-{place}": {f"v{index}": looks(one["explained"], block)
+                                             for index, block in enumerate(blocks(one["explained"]))}
+                  for place, one in enumerate(task["explained"])}
     for number, text in enumerate(shown["texts"]):
         parts = (text["details"] or {}).get("slices", {})
         found[f"slices{number}"] = {name: slices(rows) for name, rows in parts.items() if rows}
@@ -91,6 +129,16 @@ def tasks(rows: Sequence[dict[str, Any]]) -> Figure:
              "x": [100 * row["chance"] for row in rows], "hovertemplate": "guessing %{x:.1f} %<extra></extra>",
              "marker": {"symbol": "line-ns-open", "size": 14, "color": "var(--soft)"}}
     return {"data": [*data, guess], "layout": _rows_layout(len(names), "accuracy, %, 95 % interval", scattermode="group")}
+
+
+def robustness(task: dict[str, Any]) -> Figure:
+    """The task's metric of both models, rows as they are and disturbed."""
+    rows = [(name, one["figures"][task["metric"]])
+            for name, one in {"as it is": task["scored"], **task["perturbed"]}.items()]
+    data = [_dots([(name, one[key]) for name, one in rows], side, colour, symbol, 1)
+            for key, side, colour, symbol in (("reference", "original", "var(--baseline)", "circle-open"),
+                                              ("value", "this model", "var(--measured)", "circle")) if rows[0][1][key]]
+    return {"data": data, "layout": _rows_layout(len(rows), f"{task['metric']}, 95 % interval", scattermode="group")}
 
 
 def slices(rows: Sequence[dict[str, Any]]) -> Figure:

@@ -55,11 +55,21 @@ def load(source: str, task: Task, seed: int) -> tuple[Any, Any, str]:
 
 def reopen(checkpoint: Checkpoint, task: Task) -> tuple[Any, Any]:
     """(model, tokenizer) of a checkpoint that has the task's head, as it is stored: inputs are rounded where its format says
-    so."""
+    so. Raises SupremumError where it has no such head."""
     tokenizer = _fitted(checkpoint, task, checkpoint.source)
     model: Any = checkpoint.model(torch.float32)
+    _check_head(model, task, checkpoint.source)
     model.config.pad_token_id = tokenizer.pad_token_id
     return model.eval(), tokenizer
+
+
+def _check_head(model: Any, task: Task, source: str) -> None:
+    remedy = "Give a folder that `supremum tune` wrote for this task, or what was compressed from one."
+    name, kind = type(model).__name__, task.auto.removeprefix("AutoModel")
+    if not (model.can_generate() if hasattr(task, "encoder") else name.endswith(kind) or not task.new_head):
+        raise SupremumError(f"{source}: a {name} has no head for the task {task.name}.", remedy)
+    if task.new_head and task.labels and [model.config.id2label[n] for n in range(model.config.num_labels)] != task.labels:
+        raise SupremumError(f"{source}: its head has other labels than the task ({', '.join(task.labels[:8])}).", remedy)
 
 
 def _fitted(checkpoint: Checkpoint, task: Task, source: str) -> Any:

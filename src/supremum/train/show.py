@@ -1,14 +1,20 @@
-"""The table that ends a run of `tune`."""
+"""The table that ends a run of `tune`, and those of a tuned model that `evaluate` scored."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from rich.console import Group
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from ..measure.intervals import Compared, Interval
+from .evaluate import AS_IT_IS, Scored, TaskEvaluation
 from .tune import Tuned
+
+ALIKE = ("precision_micro", "recall_micro", "f1_micro")  # of one label a row these are the accuracy
+WIDE = 16  # letters of a label
 
 
 def render(done: Tuned, name: str = "") -> Any:
@@ -30,3 +36,86 @@ def render(done: Tuned, name: str = "") -> Any:
              for name, count in done.leaks.items() if count]
     more.append(f"Written: {done.path}")
     return Group(grid, *(Text(line) for line in more))
+
+
+def render_evaluation(found: TaskEvaluation, compared: bool) -> Group:
+    """Every figure with its interval and, beside a reference, the paired difference; flips, labels, robustness, reasons."""
+    some = f"{found.rows:,}" if found.rows == found.total else f"{found.rows:,} of {found.total:,}"
+    grid = _grid("", f"{found.task}: {some} test rows", compared=compared)
+    for name, figure in found.scored.figures.items():
+        if name not in ALIKE:
+            grid.add_row(name, *_cells(figure))
+    parts: list[Any] = [grid, *(Text(line) for line in _lines(found))]
+    if found.scored.labels:
+        parts.append(_labels(found.scored, compared))
+    if found.perturbed:
+        table = _grid("rows", f"robustness: {found.metric}", compared=compared)
+        for name, one in {AS_IT_IS: found.scored, **found.perturbed}.items():
+            table.add_row(name, *_cells(one.figures[found.metric]))
+        parts.append(table)
+    parts += [Text(f"{why.where}: {why.label!r}, p({why.explained.target}) {why.change:+.3f}; carried by {_carried(why)}")
+              for why in found.explained]
+    return Group(*parts)
+
+
+def _grid(first: str, title: str, *, compared: bool) -> Table:
+    table = Table(first, "value", "95 %", title=escape(title), title_justify="left")
+    for name in ("original", "change", "95 %") if compared else ():
+        table.add_column(name)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    return table
+
+
+def _cells(figure: Compared) -> list[str]:
+    digits = 3 if abs(figure.value.value) <= 1 else 2  # a share, or points of a hundred
+    cells = [f"{figure.value.value:.{digits}f}", _range(figure.value, f".{digits}f")]
+    if figure.reference is not None and figure.change is not None:
+        cells += [f"{figure.reference.value:.{digits}f}", f"{figure.change.value:+.{digits}f}",
+                  _range(figure.change, f"+.{digits}f")]
+    return cells
+
+
+def _range(interval: Interval, form: str) -> str:
+    return f"{interval.low:{form}} to {interval.high:{form}}"
+
+
+def _lines(found: TaskEvaluation) -> list[str]:
+    scored, lines = found.scored, []
+    if scored.flips:
+        lines.append(f"Flips: {scored.flips['lost']:,} right answers are wrong now, {scored.flips['gained']:,} wrong ones "
+                     f"right; McNemar's exact p {scored.flips['p']:.2g}.")
+    if scored.same is not None:
+        lines.append(f"The same answer in {100 * scored.same:.1f} % of the rows.")
+    for name, value in scored.more.items():
+        before = scored.more_reference.get(name)
+        said, was = (f"{one:.4g}" if isinstance(one, float) else str(one) for one in (value, before))
+        lines.append(f"{name}: {said}" + (f" (original {was})" if before is not None and before != value else ""))
+    if not found.as_tuned:
+        lines.append("These are not the test rows of when it was tuned.")
+    if found.leaked:
+        lines.append(f"{found.leaked:,} test rows also stand in the training text; their score says little.")
+    return lines
+
+
+def _labels(scored: Scored, compared: bool) -> Table:
+    table = Table("label", "cases", "found", "F1", "95 %", *(["change", "95 %", "flips"] if compared else []),
+                  title="label by label", title_justify="left")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for one in scored.labels:
+        value, change = one.f1.value, one.f1.change
+        share = f"{100 * one.found / one.cases:.1f} %" if one.cases else ""
+        beside = [f"{change.value:+.3f}", _range(change, "+.3f"), f"-{one.lost} +{one.gained}"] if change else []
+        name = one.name if len(one.name) <= WIDE else one.name[: WIDE - 1] + "…"
+        table.add_row(escape(name), f"{one.cases:,}", share, f"{value.value:.3f}", _range(value, ".3f"), *beside)
+    return table
+
+
+def _carried(why: Any) -> str:
+    """The three tokens that add most to the original's label, for the original and for this model."""
+    sides = []
+    for name, side in (("original", why.explained.reference), ("now", why.explained.model)):
+        best = sorted(range(len(side.shares)), key=lambda place: -abs(side.shares[place]))[:3]
+        sides.append(f"{name} " + ", ".join(f"{why.explained.tokens[at].strip()} {side.shares[at]:+.2f}" for at in best))
+    return "; ".join(sides)

@@ -9,10 +9,11 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..checkpoint.architecture import objective
 from ..errors import SupremumError
 from ..progress import phase
 from .recipe import again
-from .rows import Row
+from .rows import Row, digest
 from .tasks import Task, make
 from .tune import FILE, Tune, leaks, settings_of, splits
 
@@ -20,17 +21,27 @@ from .tune import FILE, Tune, leaks, settings_of, splits
 @dataclass(frozen=True)
 class Known:
     """What a tuned folder tells of its task. `rows`: "valid" and "test"; `leaked`: test rows that also stand in the training
-    text."""
+    text; `as_tuned`: the test rows are those of the folder's own table."""
 
     task: Task
     recipe: Tune
     rows: dict[str, list[Row]]
     leaked: int
+    as_tuned: bool
 
 
 def is_tuned(source: str | Path | None) -> bool:
     """Whether a model is a folder that `supremum tune` wrote."""
     return source is not None and (Path(source).expanduser() / FILE).is_file()
+
+
+def is_language_model(source: str | Path) -> bool:
+    """Whether a folder's model says the next token of one text, so that it has a quality beside that of its task."""
+    try:
+        config = json.loads((Path(source).expanduser() / "config.json").read_text())
+        return not config.get("is_encoder_decoder") and objective(str(config["architectures"][0])) == "next"
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return False
 
 
 def known(path: Path, data: Path | None, *, asked: str, option: str) -> Known:
@@ -46,6 +57,8 @@ def known(path: Path, data: Path | None, *, asked: str, option: str) -> Known:
             raise SupremumError(f"{path}: holds the models of several tasks.",
                                 f"Name one of them: {', '.join(str(path / name) for name in several)}.")
         stored, told, labels = dict(tuned["inputs"]["recipe"]), tuned.get("data"), list(tuned["labels"])
+        digests = tuned["inputs"]["rows"]
+        before = digests.get(path.name, digests).get("test")  # one of several tasks: by their names
     except OSError as error:
         raise SupremumError(f"{path}: holds no {FILE}, which tells the task that {asked} speaks of.",
                             f"Give a folder that `supremum tune` wrote, or leave out {asked}.") from error
@@ -62,4 +75,4 @@ def known(path: Path, data: Path | None, *, asked: str, option: str) -> Known:
     if labels != task.labels:
         raise SupremumError(f"{folder}: its training rows have the labels {', '.join(task.labels[:8])}, the model has "
                             f"{', '.join(map(str, labels[:8]))}.", f"Name the folder that it was tuned on with {option}.")
-    return Known(task, recipe, {"valid": valid, "test": test}, leaks(task, train, test))
+    return Known(task, recipe, {"valid": valid, "test": test}, leaks(task, train, test), digest(test) == before)

@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..rows import Row
-from .base import Task, batches
+from .base import Figures, Task, batches, means
 
 
 class Answer(Task):
@@ -21,6 +22,7 @@ class Answer(Task):
     auto = "AutoModelForQuestionAnswering"
     metric = "f1"
     roles = ("question", "context", "answers", "start")
+    reads = ("question",)  # the context holds the answers
 
     def __init__(self) -> None:
         super().__init__()
@@ -96,9 +98,22 @@ class Answer(Task):
         return f"{row['question']} \t {row['context']}"
 
     def each(self, truth: Sequence[Any], predictions: Sequence[Any]) -> list[float] | None:
+        return self._each(truth, predictions)["f1"]
+
+    def _each(self, truth: Sequence[Any], predictions: Sequence[Any]) -> dict[str, list[float]]:
         from ...measure.metrics import answers
 
-        return [answers([one], [other])["f1"] for one, other in zip(truth, predictions, strict=True)]
+        rows = [answers([one], [other]) for one, other in zip(truth, predictions, strict=True)]
+        return {name: [row[name] for row in rows] for name in ("exact_match", "f1")}
+
+    def figures(self, truth: Sequence[Any], predictions: Sequence[Any]) -> tuple[np.ndarray, Figures]:
+        return means(self._each(truth, predictions))
+
+    def by_label(self, truth: Sequence[Any], predictions: Sequence[Any]) -> tuple[np.ndarray, Figures] | None:
+        return None
+
+    def right(self, truth: Sequence[Any], predictions: Sequence[Any]) -> list[bool] | None:
+        return [value == 1 for value in self._each(truth, predictions)["exact_match"]]
 
     def score(self, truth: Sequence[Any], predictions: Sequence[Any]) -> dict[str, Any]:
         from ...measure.metrics import answers

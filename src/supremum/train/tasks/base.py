@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from ...errors import SupremumError
 from ..rows import Row
+
+Figures = Callable[[np.ndarray], dict[str, float]]
 
 
 class Task:
@@ -19,6 +22,7 @@ class Task:
     metric = "accuracy"
     roles: tuple[str, ...] = ("text", "label")
     new_head = True  # the task puts a head on the trunk that no base has
+    reads: tuple[str, ...] = ("text",)  # the roles that typos and the like change
     settings: dict[str, Any]
     labels: list[str]
 
@@ -63,6 +67,10 @@ class Task:
     def predict(self, model: Any, tokenizer: Any, rows: Sequence[Row], batch: int) -> list[Any]:
         raise SupremumError(f"The task {self.name} cannot be scored.")
 
+    def logits(self, model: Any, tokenizer: Any, rows: Sequence[Row], batch: int) -> torch.Tensor | None:
+        """(N, C) float32 of the labels; None where the task does not say one label a row."""
+        return None
+
     def truth(self, rows: Sequence[Row]) -> list[Any]:
         return [row["label"] for row in rows]
 
@@ -85,6 +93,48 @@ class Task:
         from ...measure.metrics import classification
 
         return classification(truth, predictions)
+
+    def figures(self, truth: Sequence[Any], predictions: Sequence[Any]) -> tuple[np.ndarray, Figures]:
+        """(N, ...) of the rows, and the function of any of them that gives the figures of their score."""
+        from ...measure.metrics import confused, confusion_scores
+
+        size = len(self.labels)
+        return confused(truth, predictions, self.labels), lambda places: confusion_scores(_matrix(places, size))
+
+    def by_label(self, truth: Sequence[Any], predictions: Sequence[Any]) -> tuple[np.ndarray, Figures] | None:
+        """As `figures`: F1 by label; None where the task has no labels."""
+        from ...measure.metrics import confused, f1_of_each
+
+        size = len(self.labels)
+        return confused(truth, predictions, self.labels), lambda places: dict(
+            zip(self.labels, f1_of_each(_matrix(places, size)).tolist(), strict=True))
+
+    def hits(self, truth: Sequence[Any], predictions: Sequence[Any]) -> dict[str, tuple[set[Any], set[Any]]]:
+        """Label -> (what bears it, which of that was found)."""
+        return {label: ({place for place, true in enumerate(truth) if true == label},
+                        {place for place, (true, said) in enumerate(zip(truth, predictions, strict=True))
+                         if true == said == label}) for label in self.labels}
+
+    def right(self, truth: Sequence[Any], predictions: Sequence[Any]) -> list[bool] | None:
+        """Which rows are right; None where an answer is neither right nor wrong."""
+        return [one == other for one, other in zip(truth, predictions, strict=True)]
+
+    def disturbed(self, row: Row, kind: str, seed: str) -> Row:
+        """The row under one of `perturb.KINDS`; its truth stays."""
+        from ...measure.perturb import perturb
+
+        return row | {role: perturb(row[role], kind, seed) for role in self.reads}
+
+
+def means(columns: Mapping[str, Sequence[float]]) -> tuple[np.ndarray, Figures]:
+    """`Task.figures` of figures that are means over rows."""
+    names = list(columns)
+    return np.array([columns[name] for name in names], dtype=np.float64).T, lambda rows_NK: dict(
+        zip(names, rows_NK.mean(0).tolist(), strict=True))
+
+
+def _matrix(places_N: np.ndarray, size: int) -> np.ndarray:
+    return np.bincount(places_N, minlength=size * size).reshape(size, size)
 
 
 def batches(features: list[dict[str, Any]], collate: Any, batch: int,

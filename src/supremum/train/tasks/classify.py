@@ -24,17 +24,22 @@ class Classify(Task):
                 zip(self._tokens(rows, tokenizer), rows, strict=True)]
 
     @torch.inference_mode()
-    def predict(self, model: Any, tokenizer: Any, rows: Sequence[Row], batch: int) -> list[Any]:
-        said: list[Any] = [None] * len(rows)
+    def logits(self, model: Any, tokenizer: Any, rows: Sequence[Row], batch: int) -> torch.Tensor | None:
+        found = torch.empty(len(rows), len(self.labels))
         for places, inputs in batches(self._tokens(rows, tokenizer), self.collate(tokenizer), batch, model.device):
-            for place, number in zip(places, model(**inputs).logits.argmax(-1).tolist(), strict=True):
-                said[place] = self.labels[number]
-        return said
+            found[places] = model(**inputs).logits.float().cpu()
+        return found
+
+    def predict(self, model: Any, tokenizer: Any, rows: Sequence[Row], batch: int) -> list[Any]:
+        logits_NC = self.logits(model, tokenizer, rows, batch)
+        assert logits_NC is not None
+        return [self.labels[number] for number in logits_NC.argmax(-1).tolist()]
 
 
 class Pairs(Classify):
     name = "pairs"
     roles = ("text", "second", "label")
+    reads = ("text", "second")
 
     def _tokens(self, rows: Sequence[Row], tokenizer: Any) -> list[dict[str, Any]]:
         found = tokenizer([row["text"] for row in rows], [row["second"] for row in rows], truncation=True,

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..rows import Row
-from .base import batches
+from .base import Figures, batches, means
 from .classify import Classify
 
 
@@ -55,6 +55,9 @@ class Embed(Classify):
         hidden_BTD = model(**inputs).last_hidden_state
         return contrastive(pool(hidden_BTD, inputs["attention_mask"]), label_B, self.settings["temperature"])
 
+    def logits(self, model: Any, tokenizer: Any, rows: Sequence[Row], batch: int) -> Tensor | None:
+        return None
+
     @torch.inference_mode()
     def predict(self, model: Any, tokenizer: Any, rows: Sequence[Row], batch: int) -> list[Any]:
         said: list[Any] = [None] * len(rows)
@@ -70,6 +73,16 @@ class Embed(Classify):
         rows_ND = np.stack(list(predictions)).astype(np.float64)
         found: list[float] = library("sklearn.metrics").silhouette_samples(rows_ND, list(truth), metric="cosine").tolist()
         return found
+
+    def figures(self, truth: Sequence[Any], predictions: Sequence[Any]) -> tuple[np.ndarray, Figures]:
+        """The silhouette alone: the clusters of every draw would have to be found anew."""
+        return means({"silhouette": self.each(truth, predictions) or []})
+
+    def by_label(self, truth: Sequence[Any], predictions: Sequence[Any]) -> tuple[np.ndarray, Figures] | None:
+        return None
+
+    def right(self, truth: Sequence[Any], predictions: Sequence[Any]) -> list[bool] | None:
+        return None
 
     def score(self, truth: Sequence[Any], predictions: Sequence[Any]) -> dict[str, Any]:
         from ...measure.metrics import clustering

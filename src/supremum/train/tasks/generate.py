@@ -13,11 +13,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from ...errors import SupremumError
 from ..rows import Row
-from .base import Task
+from .base import Figures, Task, means
 
 IGNORED = -100
 
@@ -26,6 +27,7 @@ class Generate(Task):
     auto = "AutoModelForCausalLM"  # AutoModelForSeq2SeqLM where the model has an encoder
     roles = ("source", "target")
     new_head = False
+    reads = ("source",)
 
     def __init__(self) -> None:
         super().__init__()
@@ -131,6 +133,12 @@ class Generate(Task):
     def text(self, row: Row) -> str:
         return str(row["source"])
 
+    def by_label(self, truth: Sequence[Any], predictions: Sequence[Any]) -> tuple[np.ndarray, Figures] | None:
+        return None
+
+    def right(self, truth: Sequence[Any], predictions: Sequence[Any]) -> list[bool] | None:
+        return None
+
 
 class Summarise(Generate):
     name = "summarise"
@@ -141,6 +149,11 @@ class Summarise(Generate):
 
         found: list[float] = summaries(truth, predictions, each=True)["rougeL"]
         return found
+
+    def figures(self, truth: Sequence[Any], predictions: Sequence[Any]) -> tuple[np.ndarray, Figures]:
+        from ...measure.metrics import summaries
+
+        return means(summaries(truth, predictions, each=True))
 
     def score(self, truth: Sequence[Any], predictions: Sequence[Any]) -> dict[str, Any]:
         from ...measure.metrics import summaries
@@ -179,3 +192,11 @@ class Translate(Generate):
         from ...measure.metrics import bleu_of
 
         return bleu_of(parts)
+
+    def figures(self, truth: Sequence[Any], predictions: Sequence[Any]) -> tuple[np.ndarray, Figures]:
+        from ...measure.metrics import bleu_of, chrf_of, chrf_parts
+
+        bleu_NK, chrf_NK = self.parts(truth, predictions), chrf_parts(truth, predictions).reshape(len(truth), -1)
+        most = bleu_NK.shape[1]
+        return np.hstack([bleu_NK, chrf_NK]), lambda parts_NK: {
+            "bleu": bleu_of(parts_NK[:, :most]), "chrf": chrf_of(parts_NK[:, most:].reshape(len(parts_NK), -1, 3))}

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from ...errors import SupremumError
 from ..rows import Row
-from .base import Task, batches
+from .base import Figures, Task, batches
 
 
 class Tag(Task):
@@ -75,6 +76,39 @@ class Tag(Task):
 
     def each(self, truth: Sequence[Any], predictions: Sequence[Any]) -> list[float] | None:
         return None
+
+    def _kinds(self) -> list[str]:
+        return sorted({tag.partition("-")[2] for tag in self.labels} - {""})
+
+    def figures(self, truth: Sequence[Any], predictions: Sequence[Any]) -> tuple[np.ndarray, Figures]:
+        from ...measure.metrics import entity_parts, entity_scores
+
+        return entity_parts(truth, predictions, self._kinds()), entity_scores
+
+    def by_label(self, truth: Sequence[Any], predictions: Sequence[Any]) -> tuple[np.ndarray, Figures] | None:
+        from ...measure.metrics import entity_f1, entity_parts
+
+        kinds = self._kinds()
+        return entity_parts(truth, predictions, kinds), lambda parts: dict(
+            zip(kinds, entity_f1(parts).tolist(), strict=True))
+
+    def hits(self, truth: Sequence[Any], predictions: Sequence[Any]) -> dict[str, tuple[set[Any], set[Any]]]:
+        """Of whole entities."""
+        from ...measure.metrics import spans
+
+        wanted, found = [{(place, *span) for place, tags in enumerate(rows) for span in spans(tags)}
+                         for rows in (truth, predictions)]
+        return {kind: ({one for one in wanted if one[1] == kind}, {one for one in wanted & found if one[1] == kind})
+                for kind in self._kinds()}
+
+    def disturbed(self, row: Row, kind: str, seed: str) -> Row:
+        """Word by word; of a sentence that is cut the tags are cut, too."""
+        from ...measure.perturb import perturb
+
+        if kind == "truncate":
+            half = len(row["words"]) // 2
+            return row | {"words": row["words"][half:], "tags": row["tags"][half:]}
+        return row | {"words": [perturb(word, kind, f"{seed} {place}") for place, word in enumerate(row["words"])]}
 
     def score(self, truth: Sequence[Any], predictions: Sequence[Any]) -> dict[str, Any]:
         from ...measure.metrics import entities

@@ -1,0 +1,239 @@
+"""A tuned model scored by its task, alone or beside another on the same rows: `supremum evaluate` of what `tune` wrote.
+
+    tune.json -> test rows -> each model's predictions -> figures, flips, labels, calibration, robustness, reasons
+
+Rows are drawn 1,000 times for the intervals, the same rows for both models; p of a difference is the paired bootstrap's, that
+of flips McNemar's exact one. ECE is that of the likeliest label's probability. The rows are those of the reference's recipe
+where both models were tuned, and only models of one task, one set of labels and the same test rows are compared.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..checkpoint import open_checkpoint
+from ..errors import SupremumError
+from ..measure.explain import Explained, explain_row
+from ..measure.intervals import Compared, compare_all, mcnemar
+from ..measure.metrics import calibration_error
+from ..measure.perturb import perturb
+from ..progress import phase
+from .base import reopen
+from .rows import Row, digest
+from .tasks import Task
+from .tuned import Known, is_tuned, known
+
+AS_IT_IS = "as it is"
+
+
+@dataclass(frozen=True)
+class Label:
+    """One label (classify, pairs) or type of entity (tag). cases: what bears it; found: how many of those were said, so
+    found / cases is the accuracy within the label (its recall); lost, gained: of those, what only one model found."""
+
+    name: str
+    cases: int
+    found: int
+    f1: Compared
+    found_reference: int | None = None
+    lost: int | None = None
+    gained: int | None = None
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Figures of one set of rows by name, `ece` where the task gives probabilities. flips, beside a reference where answers
+    are right or wrong: lost (right before), gained, both, McNemar's exact p. same: share of rows with the same answer.
+    more: what the score holds beside its figures."""
+
+    figures: dict[str, Compared]
+    labels: list[Label]
+    flips: dict[str, float] | None = None
+    same: float | None = None
+    more: dict[str, Any] = field(default_factory=dict)
+    more_reference: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Why:
+    """A row whose answer moved: where it stands, its true label, and by how much the probability of the reference's
+    likeliest label changed."""
+
+    where: str
+    label: str
+    change: float
+    explained: Explained
+
+
+@dataclass(frozen=True)
+class TaskEvaluation:
+    """`rows` of `total` test rows, whose `digest` tells them apart; leaked: of all, how many stand in the training text;
+    as_tuned: they are those that the model was scored on when it was tuned."""
+
+    task: str
+    metric: str
+    rows: int
+    total: int
+    digest: str
+    leaked: int
+    as_tuned: bool
+    scored: Scored
+    perturbed: dict[str, Scored]
+    explained: list[Why]
+
+
+@dataclass(frozen=True)
+class _Answers:
+    said: list[Any]
+    chances_NC: np.ndarray | None  # float64
+
+
+def evaluate_tuned(model: str | Path, reference: str | Path | None = None, *, data: str | Path | None = None,
+                   samples: int | None = None, disturb: Sequence[str] = (), explained: int = 0,
+                   seed: int = 0) -> TaskEvaluation:
+    """Score `model`, and `reference` on the same test rows; one of them, at least, is a folder that `tune` wrote.
+
+    data: the folder of the recipe's rows, where it is not the one that the model was tuned on. samples: so many rows, drawn
+    by the seed. disturb: names of `perturb.KINDS`. explained: rows whose change is explained (one label a row only). Raises
+    SupremumError for rows that are gone, models of different tasks, labels or rows, and a model without the task's head.
+    """
+    lead, task, own = _tasks(model, reference, Path(data) if data else None)
+    _check_explained(task, explained, reference)
+    for kind in disturb:
+        perturb("", kind)
+    rows = lead.rows["test"]
+    chosen = range(len(rows)) if samples is None or samples >= len(rows) else sorted(
+        np.random.default_rng(seed).choice(len(rows), samples, replace=False).tolist())
+    sets = {AS_IT_IS: [rows[place] for place in chosen]} | {
+        kind: [task.disturbed(rows[place], kind, f"{seed} {place}") for place in chosen] for kind in disturb}
+    theirs = _answers(reference, task, sets, lead.recipe.score_batch, "reference") if reference is not None else {}
+    ours = _answers(model, own, sets, lead.recipe.score_batch, "model")
+    with phase("intervals", len(sets)) as advance:
+        scored = {}
+        for name, some in sets.items():
+            scored[name] = _scored(task, task.truth(some), ours[name], theirs.get(name), seed)
+            advance()
+    why = _why(model, reference, task, sets[AS_IT_IS], ours[AS_IT_IS], theirs[AS_IT_IS], explained) \
+        if explained and reference is not None else []
+    whole = scored.pop(AS_IT_IS)
+    return TaskEvaluation(task.name, task.metric, len(chosen), len(rows), digest(rows), lead.leaked, lead.as_tuned, whole,
+                          scored, why)
+
+
+def _tasks(model: str | Path, reference: str | Path | None, data: Path | None) -> tuple[Known, Task, Task]:
+    """What leads (the reference's recipe if it has one), its task, and the model's own: a prompt or length of its own."""
+    found = [known(Path(source).expanduser(), data, asked="--data", option="--data")
+             for source in (reference, model) if source is not None and is_tuned(source)]
+    if not found:
+        raise SupremumError(f"{model}: neither it nor the reference was tuned for a task.",
+                            "Name the tuned model that it comes from with --reference.")
+    lead, last = found[0], found[-1]
+    if last.task.name != lead.task.name or last.task.labels != lead.task.labels:
+        said = [" with the labels ".join([one.task.name, ", ".join(one.task.labels[:8])][: 1 + bool(one.task.labels)])
+                for one in (last, lead)]
+        raise SupremumError(f"{model} was tuned for {said[0]}, {reference} for {said[1]}.",
+                            "Compare models of one task and its labels; evaluate each alone.")
+    if digest(last.rows["test"]) != digest(lead.rows["test"]):
+        raise SupremumError(f"{model} and {reference} have different test rows ({len(last.rows['test'])} and "
+                            f"{len(lead.rows['test'])}).",
+                            "Name one folder for both with --data, or evaluate each alone.")
+    return lead, lead.task, last.task if last is not lead else copy.deepcopy(lead.task)
+
+
+def _check_explained(task: Task, explained: int, reference: str | Path | None) -> None:
+    if not explained:
+        return
+    if reference is None:
+        raise SupremumError("--explain shows why an answer changed; there is nothing that it changed from.",
+                            "Name the original with --reference.")
+    if task.name not in ("classify", "pairs"):
+        raise SupremumError(f"--explain shows what each token adds to one label; {task.name} says no such.",
+                            "Leave it out; it explains the tasks classify and pairs, and with --text a language model.")
+
+
+def _answers(source: str | Path, task: Task, sets: Mapping[str, Sequence[Row]], batch: int,
+             label: str) -> dict[str, _Answers]:
+    model, tokenizer = reopen(open_checkpoint(source), task)
+    found = {}
+    with phase(f"answers of the {label}", len(sets)) as advance:
+        for name, rows in sets.items():
+            logits_NC = task.logits(model, tokenizer, rows, batch)
+            if logits_NC is None:
+                found[name] = _Answers(task.predict(model, tokenizer, rows, batch), None)
+            else:
+                said = [task.labels[number] for number in logits_NC.argmax(-1).tolist()]
+                found[name] = _Answers(said, logits_NC.double().softmax(-1).numpy())
+            advance()
+    return found
+
+
+def _scored(task: Task, truth: list[Any], ours: _Answers, theirs: _Answers | None, seed: int) -> Scored:
+    sides = [ours] if theirs is None else [ours, theirs]
+    parts, metric = zip(*(task.figures(truth, side.said) for side in sides), strict=True)
+    figures = compare_all(metric[0], parts[:1], parts[1:] or None, seed=seed)
+    if all(side.chances_NC is not None for side in sides):
+        columns = [(_sure(side), _equal(truth, side.said)) for side in sides]
+        figures |= compare_all(lambda sure, right: {"ece": calibration_error(sure, right)}, columns[0],
+                               columns[1] if theirs else None, seed=seed)
+    more = [{name: value for name, value in task.score(truth, side.said).items() if name not in figures} for side in sides]
+    flips, same = None, None
+    if theirs is not None:
+        before, after = task.right(truth, theirs.said), task.right(truth, ours.said)
+        if before is not None and after is not None:
+            found = mcnemar(before, after)
+            flips = {"lost": found["lost"], "gained": found["gained"], "both": found["lost"] + found["gained"],
+                     "p": found["p"]}
+        if not isinstance(ours.said[0], np.ndarray):  # vectors are never quite alike
+            same = float(_equal(theirs.said, ours.said).mean())
+    return Scored(figures, _labels(task, truth, ours, theirs, seed), flips, same, more[0], more[1] if theirs else {})
+
+
+def _sure(side: _Answers) -> np.ndarray:
+    assert side.chances_NC is not None
+    return np.asarray(side.chances_NC.max(1))
+
+
+def _equal(one: Sequence[Any], other: Sequence[Any]) -> np.ndarray:
+    return np.array([a == b for a, b in zip(one, other, strict=True)])
+
+
+def _labels(task: Task, truth: list[Any], ours: _Answers, theirs: _Answers | None, seed: int) -> list[Label]:
+    found = task.by_label(truth, ours.said)
+    if found is None:
+        return []
+    beside = task.by_label(truth, theirs.said) if theirs else None
+    f1 = compare_all(found[1], [found[0]], [beside[0]] if beside else None, seed=seed)
+    hits, before = task.hits(truth, ours.said), task.hits(truth, theirs.said) if theirs else {}
+    labels = []
+    for name, compared in f1.items():
+        cases, right = hits[name]
+        changed: dict[str, int] = {}
+        if before:
+            was = before[name][1]
+            changed = {"found_reference": len(was), "lost": len(was - right), "gained": len(right - was)}
+        labels.append(Label(name, len(cases), len(right), compared, **changed))
+    return labels
+
+
+def _why(model: str | Path, reference: str | Path, task: Task, rows: Sequence[Row], ours: _Answers, theirs: _Answers,
+         count: int) -> list[Why]:
+    """The `count` rows in which the probability of the reference's likeliest label changed most."""
+    assert ours.chances_NC is not None and theirs.chances_NC is not None
+    every_N, likeliest_N = np.arange(len(rows)), theirs.chances_NC.argmax(1)
+    change_N = ours.chances_NC[every_N, likeliest_N] - theirs.chances_NC[every_N, likeliest_N]
+    (original, tokenizer), (changed, _) = (reopen(open_checkpoint(source), task) for source in (reference, model))
+    found = []
+    with phase("explain", min(count, len(rows))) as advance:
+        for place in np.argsort(-np.abs(change_N), kind="stable")[:count].tolist():
+            feature = task.encode([rows[place]], tokenizer)[0]
+            inputs = {name: values for name, values in feature.items() if name != "labels"}
+            found.append(Why(rows[place]["where"], str(rows[place]["label"]), float(change_N[place]),
+                             explain_row(changed, original, inputs, task.labels, tokenizer)))
+            advance()
+    return found

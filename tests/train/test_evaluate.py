@@ -1,0 +1,325 @@
+"""Tuned models scored by their task: every figure against stock libraries, every refusal with its remedy."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import binomtest
+from sklearn import metrics as sklearn
+from typer.testing import CliRunner
+
+from supremum.cli import app
+from supremum.errors import SupremumError
+from supremum.measure.intervals import bootstrap, compare_all, mean_interval, paired_bootstrap
+from supremum.train.evaluate import evaluate_tuned
+from supremum.train.tasks import make
+from supremum.train.tune import tune
+from tests.measure.test_evaluate import disturbed
+from tests.train import test_scratch
+from tests.train.test_tune import recipe
+
+
+@pytest.fixture(scope="module")
+def tuned(tiny_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A classifier; `small` beside it is the same with noise in its weights and nothing that names its task."""
+    folder = tmp_path_factory.mktemp("tuned")
+    path, test = recipe(folder, tiny_model("bert"), lstm=False), folder / "test.tsv"
+    lines = test.read_text().splitlines()  # some rows have the wrong label, so that flips go both ways
+    test.write_text("\n".join(line if n % 5 else line.replace("good", "x").replace("bad", "good").replace("x", "bad")
+                              for n, line in enumerate(lines)) + "\n")
+    tune(path, folder, folder / "out")
+    disturbed(folder / "out", folder / "small", 2.0)
+    (folder / "small" / "tune.json").unlink()
+    return folder / "out"
+
+
+def probabilities(folder: Path, rows: list[list[str]]) -> tuple[list[str], np.ndarray]:
+    """Of stock Transformers, row by row."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    with torch.no_grad():
+        chances = [model(**tokenizer(text, return_tensors="pt")).logits[0].double().softmax(-1).numpy() for text, _ in rows]
+    return [model.config.id2label[int(one.argmax())] for one in chances], np.array(chances)
+
+
+def test_figures_are_those_of_stock_libraries(tuned: Path) -> None:
+    found = evaluate_tuned(tuned.parent / "small", tuned, seed=3)
+    rows = [line.split("\t") for line in (tuned.parent / "test.tsv").read_text().splitlines()]
+    truth = [label for _, label in rows]
+    (said, chances), (before, _) = (probabilities(folder, rows) for folder in (tuned.parent / "small", tuned))
+    right, was = ([a == b for a, b in zip(truth, one, strict=True)] for one in (said, before))
+    assert 0.2 < sum(right) / len(right) < 0.9 and found.rows == found.total == len(rows) == 32
+    figures = {name: one.value.value for name, one in found.scored.figures.items()}
+    assert figures["accuracy"] == pytest.approx(sklearn.accuracy_score(truth, said))
+    assert figures["f1_macro"] == pytest.approx(sklearn.f1_score(truth, said, average="macro"))
+    assert figures["mcc"] == pytest.approx(sklearn.matthews_corrcoef(truth, said))
+    sure = chances.max(1)
+    by_hand = 0.0
+    for low in range(15):
+        inside = (sure > low / 15) & (sure <= (low + 1) / 15)
+        if inside.any():
+            by_hand += inside.mean() * abs(np.array(right)[inside].mean() - sure[inside].mean())
+    assert figures["ece"] == pytest.approx(by_hand, abs=1e-5)
+    accuracy = found.scored.figures["accuracy"]
+    assert accuracy.value == pytest.approx(mean_interval(right, seed=3))
+    assert accuracy.reference is not None and accuracy.reference.value == np.mean(was)
+    paired = paired_bootstrap(sklearn.accuracy_score, (truth, before), (truth, said), seed=3)
+    assert accuracy.change is not None and (accuracy.change.low, accuracy.change.high, accuracy.change.p) == pytest.approx(
+        (paired.low, paired.high, paired.p))
+    lost, gained = sum(w and not r for r, w in zip(right, was, strict=True)), sum(
+        r and not w for r, w in zip(right, was, strict=True))
+    assert found.scored.flips == {"lost": lost, "gained": gained, "both": lost + gained,
+                                  "p": pytest.approx(binomtest(gained, lost + gained).pvalue)}
+    assert lost and gained
+    assert found.scored.same == np.mean([a == b for a, b in zip(said, before, strict=True)])
+    for label in found.scored.labels:
+        assert label.f1.value.value == pytest.approx(sklearn.f1_score(truth, said, labels=[label.name], average="macro"))
+        found_here = sum(true == one == label.name for true, one in zip(truth, said, strict=True))
+        assert (label.cases, label.found) == (truth.count(label.name), found_here)
+        assert label.gained is not None and label.lost is not None and label.found_reference is not None
+        assert label.found - label.found_reference == label.gained - label.lost
+
+
+def test_alone_it_scores_as_tune_did(tuned: Path) -> None:
+    found, told = evaluate_tuned(tuned), json.loads((tuned / "tune.json").read_text())["lines"][0]
+    accuracy = found.scored.figures["accuracy"]
+    assert accuracy.value.to_dict() == told["metric"] and accuracy.change is None
+    assert {name: one.value.value for name, one in found.scored.figures.items() if name != "ece"} == pytest.approx(
+        told["scores"])
+    assert found.scored.flips is None and found.leaked == json.loads((tuned / "tune.json").read_text())["leaks"]["test"]
+
+
+def test_disturbed_rows_are_scored_once_more_and_samples_stay_what_they_are(tuned: Path) -> None:
+    found = evaluate_tuned(tuned.parent / "small", tuned, disturb=["upper", "truncate"], samples=20)
+    assert found.rows == 20 and found.total == 32 and set(found.perturbed) == {"upper", "truncate"}
+    rows = [line.split("\t") for line in (tuned.parent / "test.tsv").read_text().splitlines()]
+    places = sorted(np.random.default_rng(0).choice(32, 20, replace=False).tolist())
+    said, _ = probabilities(tuned, [[rows[place][0].upper(), ""] for place in places])
+    reference = found.perturbed["upper"].figures["accuracy"].reference
+    assert reference is not None
+    assert reference.value == np.mean([rows[place][1] == one for place, one in zip(places, said, strict=True)])
+
+
+def test_the_rows_that_changed_most_are_explained(tuned: Path) -> None:
+    found = evaluate_tuned(tuned.parent / "small", tuned, explained=2)
+    rows = [line.split("\t") for line in (tuned.parent / "test.tsv").read_text().splitlines()]
+    (_, now), (_, before) = (probabilities(folder, rows) for folder in (tuned.parent / "small", tuned))
+    change = now[np.arange(32), before.argmax(1)] - before[np.arange(32), before.argmax(1)]
+    assert sorted(abs(one.change) for one in found.explained) == pytest.approx(sorted(np.abs(change))[-2:], abs=1e-5)
+    one = found.explained[0]
+    line = int(one.where.rpartition(" ")[2]) - 1
+    assert one.label == rows[line][1] and one.change == pytest.approx(change[line], abs=1e-5)
+    best = before[line].max()
+    assert one.explained.reference.log_p == pytest.approx(np.log(best), abs=1e-5)
+    assert len(one.explained.model.shares) == len(one.explained.tokens) and one.explained.model.attention
+
+
+def test_a_share_of_a_row_is_what_one_replacement_takes(tuned: Path) -> None:
+    from transformers import AutoModelForSequenceClassification
+
+    from supremum.measure.explain import occluded
+
+    model = AutoModelForSequenceClassification.from_pretrained(tuned).eval()
+    ids, kinds = torch.arange(20, 27), torch.tensor([[0, 0, 0, 1, 1, 1, 1]])
+    shares = occluded(model, ids, None, 1, {"token_type_ids": kinds})
+    with torch.no_grad():
+        table = model.get_input_embeddings()
+        x_1TD = table(ids[None]).clone()
+        before = model(inputs_embeds=x_1TD, token_type_ids=kinds).logits.log_softmax(-1)[0, 1]
+        x_1TD[0, 4] = table.weight.mean(0)
+        after = model(inputs_embeds=x_1TD, token_type_ids=kinds).logits.log_softmax(-1)[0, 1]
+    assert shares[4] == pytest.approx(float(before - after), abs=1e-5)
+
+
+def test_the_command_line_prints_writes_and_draws_it(tuned: Path, tmp_path: Path) -> None:
+    words = ["evaluate", str(tuned.parent / "small"), "--reference", str(tuned), "--perturb", "typos", "--explain", "1"]
+    shown = CliRunner().invoke(app, [*words, "--page", str(tmp_path / "a.html")])
+    assert shown.exit_code == 0, shown.output
+    for expected in ("classify: 32 test rows", "accuracy", "ece", "McNemar", "label by label", "robustness", "carried by"):
+        assert expected in shown.output, expected
+    page = (tmp_path / "a.html").read_text()
+    for expected in ("Task: classify", "Label by label", "Robustness: accuracy", "attentiontask-0", "this model"):
+        assert expected in page, expected
+    document = json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)
+    assert document["task"]["scored"]["flips"]["both"] > 0 and document["task"]["explained"][0]["explained"]["tokens"]
+    alone = CliRunner().invoke(app, ["evaluate", str(tuned), "--page", str(tmp_path / "b.html")])
+    assert alone.exit_code == 0 and "change" not in alone.output and "Task: classify" in (tmp_path / "b.html").read_text()
+
+
+def test_rows_that_moved_are_found_with_data(tuned: Path, tmp_path: Path) -> None:
+    moved, data = tmp_path / "moved", tmp_path / "data"
+    shutil.copytree(tuned, moved)
+    shutil.copytree(tuned.parent, data, ignore=shutil.ignore_patterns("out*", "small*"))
+    document = json.loads((moved / "tune.json").read_text())
+    (moved / "tune.json").write_text(json.dumps(document | {"data": str(tmp_path / "gone")}))
+    with pytest.raises(SupremumError, match=r"gone.*--data"):
+        evaluate_tuned(moved)
+    assert evaluate_tuned(moved, data=data) == evaluate_tuned(tuned)
+    assert evaluate_tuned(tuned).as_tuned
+    (data / "test.tsv").write_text((data / "test.tsv").read_text().replace("river", "stone"))
+    assert not evaluate_tuned(moved, data=data).as_tuned
+    (data / "test.tsv").write_text((data / "test.tsv").read_text().replace("good", "fine"))
+    with pytest.raises(SupremumError, match="'fine' does not occur in the training rows"):
+        evaluate_tuned(moved, data=data)
+
+
+@pytest.mark.parametrize("words, said", [
+    (["--cache", "q8_0"], "--cache has no part"), (["--tasks", "a.jsonl"], "--tasks has no part"),
+    (["--tokens", "512"], "--tokens has no part"), (["--length", "64"], "--length has no part"),
+    (["--details"], "--details has no part"), (["--dtype", "bfloat16"], "--dtype has no part"),
+    (["--text", "a.txt", "--data", "."], "without --text"), (["--perturb", "noise"], "no way to disturb"),
+    (["--explain", "1"], "Name the original with --reference"), (["--data", "gone"], "--data"),
+])
+def test_what_makes_no_sense_is_refused(words: list[str], said: str, tuned: Path) -> None:
+    result = CliRunner().invoke(app, ["evaluate", str(tuned), *words])
+    assert result.exit_code in (1, 2) and said in " ".join(result.output.replace("│", " ").split()), result.output
+
+
+def test_models_that_cannot_be_compared_are_refused(tuned: Path, tiny_model: Callable[..., Path], tmp_path: Path) -> None:
+    plain = str(tiny_model("bert"))
+    with pytest.raises(SupremumError, match="has no head for the task classify"):
+        evaluate_tuned(plain, tuned)
+    with pytest.raises(SupremumError, match="neither it nor the reference was tuned"):
+        evaluate_tuned(plain)
+    result = CliRunner().invoke(app, ["evaluate", plain, "--data", str(tmp_path)])
+    assert result.exit_code == 2 and "--reference" in result.output
+    other = tmp_path / "other"
+    path, test = recipe(tmp_path, tiny_model("bert"), lstm=False, epochs=0), tmp_path / "test.tsv"
+    shutil.copy(tuned.parent / "test.tsv", test)
+    tune(path, tmp_path, other)
+    found = evaluate_tuned(other, tuned)  # the same rows elsewhere
+    alone = evaluate_tuned(tuned).scored.figures["accuracy"].value
+    assert found.as_tuned and found.scored.figures["accuracy"].reference == alone
+    test.write_text(test.read_text().replace("river", "stone"))
+    with pytest.raises(SupremumError, match=r"different test rows \(32 and 32\)"):
+        evaluate_tuned(other, tuned)
+    for name in ("train", "valid", "test"):
+        file = tmp_path / f"{name}.tsv"
+        file.write_text(file.read_text().replace("\tgood", "\tfine"))
+    tune(tmp_path / "recipe.yaml", tmp_path, tmp_path / "labels")
+    with pytest.raises(SupremumError, match=r"classify with the labels bad, fine, .* labels bad, good"):
+        evaluate_tuned(tmp_path / "labels", tuned)
+    with pytest.raises(SupremumError, match="its head has other labels"):
+        shutil.copytree(tmp_path / "labels", tmp_path / "bare", ignore=shutil.ignore_patterns("tune.json"))
+        evaluate_tuned(tmp_path / "bare", tuned)
+    (tmp_path / "several").mkdir()
+    (tmp_path / "several" / "tune.json").write_text('{"tasks": {"a": {}, "b": {}}, "inputs": {}}')
+    with pytest.raises(SupremumError, match=r"several tasks. Name one of them: .*a, .*b\."):
+        evaluate_tuned(tmp_path / "several")
+
+
+TAGS = [["B-a", "I-a", "O"], ["O", "B-b", "O"], ["B-a", "O", "B-b"], ["O", "O", "B-a"]]
+TEXTS = [["the red dog runs home"], ["a small house", "one small house"], ["it rains in the north"], ["no"]]
+CASES: dict[str, tuple[list[Any], list[Any]]] = {
+    "classify": (["a", "b", "c", "a"], ["a", "c", "c", "b"]), "pairs": (["a", "b", "b"], ["b", "b", "b"]),
+    "tag": (TAGS, [["B-a", "I-a", "O"], ["O", "B-a", "O"], ["B-a", "O", "O"], ["O", "O", "B-a"]]),
+    "answer": (TEXTS, ["red dog", "one small house", "", "no"]),
+    "translate": (TEXTS, ["the red dog ran home", "a small house", "rain in the north sea", ""]),
+    "summarise": (TEXTS, ["the red dog ran home", "a small house", "rain in the north sea", "yes"]),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_intervals_draw_is_the_score_of_the_rows_drawn(name: str) -> None:
+    """On the whole and on every draw: the figures of rows' parts against the libraries' own, which read the rows again."""
+    task, (truth, said) = make(name, {}, "r.yaml"), CASES[name]
+    task.labels = sorted({tag for row in TAGS for tag in row}) if name == "tag" else ["a", "b", "c"]
+    parts, metric = task.figures(truth, said)
+    by_label = task.by_label(truth, said)
+    draw = np.random.default_rng(0)
+    for picks in [np.arange(len(truth)), *(draw.integers(len(truth), size=(40, len(truth))))]:
+        rows, answers = [truth[place] for place in picks], [said[place] for place in picks]
+        figures, score = metric(parts[picks]), task.score(rows, answers)
+        assert figures == pytest.approx({key: score[key] for key in figures})
+        if name in ("classify", "pairs") and by_label:
+            of_labels = by_label[1](by_label[0][picks])
+            for label in {*rows, *answers}:
+                expected = sklearn.f1_score(rows, answers, labels=[label], average="macro", zero_division=0)
+                assert of_labels[label] == pytest.approx(expected)
+    figure = task.metric
+    one = bootstrap(task.score, truth, said, key=figure, resamples=50, seed=1)
+    assert compare_all(metric, [parts], resamples=50, seed=1)[figure].value == pytest.approx(one)
+
+
+def test_entities_found_and_lost_by_hand() -> None:
+    task, (truth, said) = make("tag", {}, "r.yaml"), CASES["tag"]
+    task.labels = ["B-a", "B-b", "I-a", "O"]
+    hits = task.hits(truth, said)
+    assert [len(part) for part in hits["a"]] == [3, 3] and [len(part) for part in hits["b"]] == [2, 0]
+    parts, f1 = task.by_label(truth, said) or (None, None)
+    assert f1 is not None and f1(parts) == pytest.approx({"a": 2 * 3 / (3 + 4), "b": 0.0})  # type: ignore[arg-type]
+    assert task.right(truth, said) == [True, False, False, True]
+    row = {"words": ["Red", "dog", "here", "now"], "tags": ["B-a", "I-a", "O", "O"]}
+    assert task.disturbed(row, "truncate", "0") == {"words": ["here", "now"], "tags": ["O", "O"]}
+    assert task.disturbed(row, "upper", "0")["words"] == ["RED", "DOG", "HERE", "NOW"]
+
+
+def test_an_encoder_decoder_from_scratch_is_scored(tmp_path: Path) -> None:
+    """BLEU and chrF of a translation, which no window of text can measure."""
+    done = tune(test_scratch.recipe(tmp_path, epochs=4), tmp_path, tmp_path / "out")
+    disturbed(tmp_path / "out", tmp_path / "small", 0.3)
+    (tmp_path / "small" / "tune.json").unlink()
+    found = evaluate_tuned(tmp_path / "small", tmp_path / "out", disturb=["upper"])
+    bleu = found.scored.figures["bleu"]
+    assert bleu.reference == done.lines[0].metric and bleu.value.value != bleu.reference.value
+    assert set(found.scored.figures) == {"bleu", "chrf"} and "bleu_signature" in found.scored.more
+    assert found.scored.flips is None and not found.scored.labels and found.perturbed["upper"].figures["bleu"].change
+    out, small, page = str(tmp_path / "out"), str(tmp_path / "small"), tmp_path / "a.html"
+    shown = CliRunner().invoke(app, ["evaluate", out, "--page", str(page)])
+    assert shown.exit_code == 0 and "bleu_signature" in shown.output and "Task: translate" in page.read_text()
+    refused = CliRunner().invoke(app, ["evaluate", small, "--reference", out, "--explain", "1"])
+    assert refused.exit_code == 1 and "classify and pairs" in refused.output
+
+
+@pytest.mark.parametrize("task, family", [("embed", "bert"), ("tag", "bert"), ("answer", "bert"), ("instruct", "llama")])
+def test_every_task_is_scored_as_tune_scored_it(task: str, family: str, tiny_model: Callable[..., Path],
+                                                tmp_path: Path) -> None:
+    data: dict[str, Any] = {}
+    for name in ("train", "valid", "test"):
+        if task == "tag":
+            data[name] = f"{name}.conll"
+            (tmp_path / data[name]).write_text("The O\nriver B-x\n\nstone B-y\nmoves O\n\n" * 6)
+        elif task == "answer":
+            data[name] = f"{name}.json"
+            asked = [{"question": f"Who opens {n}?", "answers": [{"text": "river", "answer_start": 4}]} for n in range(6)]
+            (tmp_path / data[name]).write_text(json.dumps({"data": [{"paragraphs": [
+                {"context": "The river opens the garden.", "qas": asked}]}]}))
+        elif task == "instruct":
+            data[name] = f"{name}.jsonl"
+            (tmp_path / data[name]).write_text("".join(
+                json.dumps({"source": f"the river {n}", "target": "a stone"}) + "\n" for n in range(6)))
+    settings: dict[str, Any] = {"task": task, "epochs": 0} | ({"data": data} if data else {})
+    if task == "instruct":
+        settings["task"] = {"name": "instruct", "length": 48, "new": 8}
+    if task == "answer":
+        settings["task"] = {"name": "answer", "length": 64, "stride": 16}
+    path = recipe(tmp_path, tiny_model(family), lstm=False, **settings)
+    done = tune(path, tmp_path, tmp_path / "out")
+    found = evaluate_tuned(tmp_path / "out", tmp_path / "out", disturb=["typos", "truncate"])
+    figure = found.scored.figures[done.metric]
+    assert figure.value == figure.reference and figure.change is not None and figure.change.value == 0
+    assert figure.value.value == pytest.approx(done.lines[0].metric.value)
+    if task != "tag":  # whose intervals `tune` draws fewer times
+        assert figure.value == pytest.approx(done.lines[0].metric)
+    assert {**{name: one.value.value for name, one in found.scored.figures.items()}, **found.scored.more} == pytest.approx(
+        done.lines[0].scores)
+    assert found.scored.flips in (None, {"lost": 0, "gained": 0, "both": 0, "p": 1.0})
+    assert bool(found.scored.labels) == (task == "tag") and found.perturbed.keys() == {"typos", "truncate"}
+    words = ["evaluate", str(tmp_path / "out"), "--perturb", "lower", "--page", str(tmp_path / "a.html")]
+    shown = CliRunner().invoke(app, words)
+    assert shown.exit_code == 0, shown.output
+    if task == "instruct":  # a language model still has a quality on text
+        (tmp_path / "t.txt").write_text("The river moves the stone. " * 40)
+        words = ["evaluate", str(tmp_path / "out"), "--text", str(tmp_path / "t.txt"), "--tokens", "64", "--length", "16"]
+        assert "perplexity" in CliRunner().invoke(app, words).output
+        refused = CliRunner().invoke(app, ["evaluate", str(tmp_path / "out"), "--tokens", "64"])
+        assert refused.exit_code == 2 and "--text" in refused.output
