@@ -12,11 +12,12 @@ _PLACES = {
     "open_checkpoint": "checkpoint", "optimize": "pipeline", "Result": "pipeline", "Budget": "allocate",
     "convert": "pipeline", "measure_limits": "pipeline", "measure_gap": "pipeline",
     "optimize_frontier": "frontier", "FrontierResult": "frontier", "optimize_floor": "floor", "Floor": "floor",
-    "evaluate": "measure",
-    "evaluate_files": "measure", "verify": "runtime.verify", "SupremumError": "errors",
+    "evaluate": "measure", "evaluate_files": "measure", "evaluate_tuned": "train.evaluate",
+    "verify": "runtime.verify", "SupremumError": "errors",
 }
 __all__ = ["Budget", "Floor", "FrontierResult", "Result", "SupremumError", "convert", "evaluate", "evaluate_files",
-           "measure_gap", "measure_limits", "open_checkpoint", "optimize", "optimize_floor", "optimize_frontier", "verify"]
+           "evaluate_tuned", "measure_gap", "measure_limits", "open_checkpoint", "optimize", "optimize_floor",
+           "optimize_frontier", "verify"]
 
 when_imported()
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from .measure import evaluate, evaluate_files
     from .pipeline import Result, convert, measure_gap, measure_limits, optimize
     from .runtime.verify import verify
+    from .train.evaluate import evaluate_tuned
 
 
 def __getattr__(name: str) -> Any:

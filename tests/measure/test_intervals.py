@@ -7,7 +7,15 @@ import math
 import numpy as np
 import pytest
 
-from supremum.measure.intervals import bootstrap, mcnemar, mean_interval, paired_bootstrap, paired_mean, wilson
+from supremum.measure.intervals import (
+    bootstrap,
+    compare_all,
+    mcnemar,
+    mean_interval,
+    paired_bootstrap,
+    paired_mean,
+    wilson,
+)
 from supremum.measure.metrics import classification
 
 
@@ -81,3 +89,23 @@ def test_wilson_s_interval():
     assert wilson(20, 20).high == 1 and wilson(20, 20).low == pytest.approx(1 - none.high)
     with pytest.raises(ValueError):
         wilson(3, 2)
+
+
+def test_all_figures_at_once_are_those_of_one_at_a_time():
+    random = np.random.default_rng(4)
+    true, one, other = (random.integers(3, size=60) for _ in range(3))
+
+    def figures(true, said):
+        return {"accuracy": float((true == said).mean()), "of ones": float((said[true == 1] == 1).mean()) if (true == 1).any()
+                else math.nan, "never": math.nan}
+
+    found = compare_all(figures, [true, one], [true, other], seed=2)
+    assert found.keys() == {"accuracy", "of ones"}
+    for name, each in found.items():
+        assert each.value == bootstrap(figures, true, one, key=name, seed=2)
+        assert each.reference == bootstrap(figures, true, other, key=name, seed=2)
+        assert each.change == paired_bootstrap(figures, (true, other), (true, one), key=name, seed=2)
+    alone = compare_all(figures, [true, one], seed=2)["accuracy"]
+    assert alone.value == found["accuracy"].value and alone.reference is None and alone.change is None
+    rare = compare_all(figures, [np.array([1, 0, 0]), np.array([1, 0, 1])])["of ones"]  # no such row in a third of draws
+    assert rare.value.value == rare.value.low == rare.value.high == 1

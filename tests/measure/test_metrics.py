@@ -15,9 +15,16 @@ from supremum.measure.metrics import (
     bleu_of,
     bleu_parts,
     calibration_error,
+    chrf_of,
+    chrf_parts,
     classification,
     clustering,
+    confused,
+    confusion_scores,
     entities,
+    entity_parts,
+    entity_scores,
+    f1_of_each,
     spans,
     summaries,
     translation,
@@ -143,3 +150,35 @@ def test_sums_of_bleus_parts_are_sacrebleus_corpus_score_of_those_rows() -> None
     for rows in (slice(None), slice(0, 1), slice(1, 3), [2, 2, 0]):
         chosen = [references[n] for n in np.arange(4)[rows]], [said[n] for n in np.arange(4)[rows]]
         assert bleu_of(parts[rows]) == pytest.approx(translation(*chosen)["bleu"], abs=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_scores_of_counts_are_those_of_the_rows(seed):
+    random = np.random.default_rng(seed)
+    names = list("abcde")[: 2 + seed % 4]
+    true, said = ([names[i] for i in random.integers(len(names), size=1 + 3 * seed)] for _ in range(2))
+    places = confused(true, said, names)
+    matrix = np.bincount(places, minlength=len(names) ** 2).reshape(len(names), -1)
+    assert confusion_scores(matrix) == pytest.approx(classification(true, said))
+    f1 = dict(zip(names, f1_of_each(matrix), strict=True))
+    assert all(math.isnan(f1[name]) == (name not in {*true, *said}) for name in names)
+    seen = [value for value in f1.values() if not math.isnan(value)]
+    assert np.mean(seen) == pytest.approx(classification(true, said)["f1_macro"])
+    tags = [[["O", "B-x", "I-x", "B-y"][i] for i in random.integers(4, size=5)] for _ in range(6)]
+    other = [[["O", "B-x", "I-x", "B-y"][i] for i in random.integers(4, size=5)] for _ in range(6)]
+    expected = entities(tags, other)
+    expected.pop("entities")
+    assert entity_scores(entity_parts(tags, other, ["x", "y"])) == pytest.approx(expected)
+
+
+def test_chrf_of_parts_is_sacrebleus():
+    from sacrebleu.metrics import CHRF
+
+    random = np.random.default_rng(0)
+    words = ["river", "stone", "a", "garden gate", "", "x y", "Straße", "河"]
+    for _ in range(40):
+        said = [" ".join(words[i] for i in random.integers(len(words), size=4)) for _ in range(5)]
+        cases = [[" ".join(words[i] for i in random.integers(len(words), size=4)) for _ in range(2)] for _ in range(5)]
+        found = chrf_of(chrf_parts(cases, said))
+        assert found == pytest.approx(CHRF().corpus_score(said, list(map(list, zip(*cases, strict=True)))).score)
+    assert chrf_of(chrf_parts([["a"]], [""])) == 0 and chrf_of(chrf_parts([["a b"]], ["ab"])) == 100

@@ -34,23 +34,36 @@ def document(word: str = "river") -> dict[str, Any]:
     task = {"name": word, "cases": 40, "chance": 0.5, "acc": interval(0.65), "acc_reference": interval(0.7),
             "flips": {"lost": 3, "gained": 1, "p": 0.62}, "margin_change": None}
     gap = {"name": "x", "groups": [word, "b"], "paired": True, "acc": interval(-0.05), "acc_reference": interval(-0.02)}
-    return {"model": word, "reference": "demo", "texts": [text | {"perturbed": {"typos": text}}], "tasks": [task],
-            "gaps": [gap], "harness": [{"task": word, "metric": "acc", "value": 0.5, "stderr": None}]}
+    compared = {"value": interval(0.881), "reference": interval(0.887), "change": interval(-0.006) | {"p": 0.31}}
+    scored = {"figures": {"accuracy": compared, word: compared}, "flips": {"lost": 21, "gained": 10, "both": 31, "p": 0.07},
+              "labels": [{"name": word, "cases": 40, "found": 30, "f1": compared, "found_reference": 31, "lost": 2,
+                          "gained": 1}],
+              "same": 0.97, "more": {"signature": word}, "more_reference": {}}
+    tuned = {"task": "classify", "metric": "accuracy", "rows": 40, "total": 50, "digest": "0", "leaked": 2, "as_tuned": True,
+             "scored": scored, "perturbed": {"typos": scored},
+             "explained": [{"where": f"{word}, line 3", "label": word, "change": -0.5, "explained": explained[0]}]}
+    return {"model": word, "reference": "demo", "task": tuned, "texts": [text | {"perturbed": {"typos": text}}],
+            "tasks": [task], "gaps": [gap], "harness": [{"task": word, "metric": "acc", "value": 0.5, "stderr": None}]}
 
 
 def test_the_page_shows_what_was_measured() -> None:
     text = " ".join(" ".join(Elements(evaluation_page(document())).visible).split())
     for expected in ("0.0654 ± 0.0019", "87.1 %", "30.25 ± 0.50", "0.9810 (0.9750)", "2.0 % (1.0 %)", "-3 +1", "-5.0", "4.50",
-                     "likeness of the two colourings 0.68", "typos", "55.0 to 75.0"):
+                     "likeness of the two colourings 0.68", "typos", "55.0 to 75.0", "40 of 50 test rows",
+                     "0.881 0.781 to 0.981 0.887 -0.006 -0.106 to +0.094 0.31", "21 right answers are wrong now", "75.0 %"):
         assert expected in text, expected
 
 
-@pytest.mark.parametrize("less", ["texts", "tasks", "gaps", "harness"])
+@pytest.mark.parametrize("less", ["task", "texts", "tasks", "gaps", "harness"])
 def test_a_part_that_was_not_measured_is_left_out(less: str) -> None:
     whole = document()
     whole.pop(less)
     assert evaluation_page(whole)
     alone = document() | {"reference": None, "gaps": []}
+    for one in (alone["task"]["scored"], *alone["task"]["perturbed"].values()):
+        one |= {"flips": None, "same": None, "labels": [], "figures": {"accuracy": {
+            "value": interval(0.881), "reference": None, "change": None}}}
+    alone["task"]["explained"] = []
     alone["texts"][0] |= {"explained": [], "details": None}
     alone["texts"][0]["quality"] |= {"kl_mean": None, "kl_se": None, "same_top": None}
     assert "Perplexity 30.25" in evaluation_page(alone)

@@ -131,8 +131,8 @@ def check_one_text(checkpoint: Any) -> None:
     if getattr(checkpoint.config, "is_encoder_decoder", False):
         name = (checkpoint.config.architectures or ["this model"])[0]
         raise SupremumError(f"{checkpoint.source}: a {name} reads one text and writes another; windows of one text say "
-                            "nothing of it.", "Score it with its task: supremum tune RECIPE --set model=DIR --set epochs=0. "
-                            "`optimize` and `limit` do not take it.")
+                            "nothing of it.", "Score it by its task: supremum evaluate DIR where `supremum tune` wrote DIR, "
+                            "without --text. `optimize` and `limit` do not take it.")
 
 
 def check_context(checkpoint: Any, length: int) -> None:
