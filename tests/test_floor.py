@@ -12,15 +12,18 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from supremum import Budget
 from supremum import floor as module
+from supremum.cli import app
 from supremum.errors import BudgetError, SupremumError
 from supremum.floor import Floor, Judge, optimize_floor
 from supremum.limits import measure
 from supremum.report import read_document
 from supremum.report.terminal import result_lines
 from supremum.report.words import budget, facts
+from supremum.train.evaluate import evaluate_tuned
 from supremum.train.tune import tune
 from tests.test_pipeline import TOKENS, text  # noqa: F401  (the fixture)
 from tests.train.test_tune import recipe
@@ -86,6 +89,12 @@ def test_the_chosen_file_scores_as_stock_transformers_says(lowered: Any, tuned: 
         assert floor["reached"][name]["value"] == pytest.approx(sum(right) / len(right))  # type: ignore[literal-required]
         change = floor["change"][name]  # type: ignore[literal-required]
         assert change["low"] <= change["value"] <= change["high"]
+    scored = evaluate_tuned(lowered.folder, tuned).scored.figures["accuracy"]
+    assert scored.value.to_dict() == floor["reached"]["test"] and scored.reference is not None
+    assert scored.reference.to_dict() == floor["original"]["test"]
+    assert scored.change is not None and scored.change.to_dict() == pytest.approx(floor["change"]["test"])
+    refused = CliRunner().invoke(app, ["evaluate", str(lowered.folder)])
+    assert refused.exit_code == 1 and "--reference" in refused.output
     assert "--floor accuracy=0.99x" in document["command"] and "--bits" not in document["command"]
     assert "accuracy at least" in budget(document)
     assert any("32 test rows" in label for label, *_ in facts(document))

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from supremum.errors import StateError, SupremumError
 from supremum.train.base import load as load_base
+from supremum.train.evaluate import evaluate_tuned
 from supremum.train.several import Together, rows_of_each, share, tune_several
 from supremum.train.tasks import make
 from supremum.train.ways import Way, prepare, trunk
@@ -123,6 +124,12 @@ def test_each_folder_is_a_plain_model_with_the_same_trunk(way: str, tiny_model: 
         assert stored["task"]["name"] == one.task and "tasks" not in stored
     assert list(json.loads((tmp_path / "out" / "tune.json").read_text())["tasks"]) == ["mood", "same"]
     assert tune_several(tmp_path / "several.yaml", tmp_path, tmp_path / "out") == done  # finished: nothing is done again
+    for name, one in done.items():
+        found = evaluate_tuned(tmp_path / "out" / name, tmp_path / "out" / name, explained=1)
+        assert found.as_tuned and found.scored.figures["accuracy"].value == one.lines[0].metric
+        assert found.explained[0].change == 0 and found.explained[0].explained.likeness == pytest.approx(1)
+    with pytest.raises(SupremumError, match=r"several tasks\. Name one of them: .*mood, .*same"):
+        evaluate_tuned(tmp_path / "out")
     assert not (tmp_path / "out.work").exists()
 
 

@@ -63,7 +63,9 @@ def check_writes(checkpoint: Any) -> None:
     """Raises SupremumError for a model that writes no text."""
     name = (checkpoint.config.architectures or ["This model"])[0]
     if objective(name) != "next":
-        raise SupremumError(f"{checkpoint.source}: a {name} does not write text.", "Give text with --text.")
+        more = " What was compressed from a tuned model is scored by its task: evaluate --reference TUNED." \
+            if name.endswith(("Classification", "Answering")) else ""
+        raise SupremumError(f"{checkpoint.source}: a {name} does not write text.", f"Give text with --text.{more}")
 
 
 def write(step: Callable[[Tensor], Tensor], starts: Starts, talks: list[bool], *, length: int,

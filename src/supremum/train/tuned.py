@@ -58,7 +58,8 @@ def known(path: Path, data: Path | None, *, asked: str, option: str) -> Known:
                                 f"Name one of them: {', '.join(str(path / name) for name in several)}.")
         stored, told, labels = dict(tuned["inputs"]["recipe"]), tuned.get("data"), list(tuned["labels"])
         digests = tuned["inputs"]["rows"]
-        before = digests.get(path.name, digests).get("test")  # one of several tasks: by their names
+        parts = [digests] if all(isinstance(one, str) for one in digests.values()) else digests.values()  # of several tasks
+        before = {part["test"] for part in parts}
     except OSError as error:
         raise SupremumError(f"{path}: holds no {FILE}, which tells the task that {asked} speaks of.",
                             f"Give a folder that `supremum tune` wrote, or leave out {asked}.") from error
@@ -75,4 +76,4 @@ def known(path: Path, data: Path | None, *, asked: str, option: str) -> Known:
     if labels != task.labels:
         raise SupremumError(f"{folder}: its training rows have the labels {', '.join(task.labels[:8])}, the model has "
                             f"{', '.join(map(str, labels[:8]))}.", f"Name the folder that it was tuned on with {option}.")
-    return Known(task, recipe, {"valid": valid, "test": test}, leaks(task, train, test), digest(test) == before)
+    return Known(task, recipe, {"valid": valid, "test": test}, leaks(task, train, test), digest(test) in before)
