@@ -144,6 +144,7 @@ def test_the_command_line_prints_writes_and_draws_it(tuned: Path, tmp_path: Path
     words = ["evaluate", str(tuned.parent / "small"), "--reference", str(tuned), "--perturb", "typos", "--explain", "1"]
     shown = CliRunner().invoke(app, [*words, "--page", str(tmp_path / "a.html")])
     assert shown.exit_code == 0, shown.output
+    assert max(len(line) for line in shown.output.splitlines()) <= 80
     for expected in ("classify: 32 test rows", "accuracy", "ece", "McNemar", "label by label", "robustness", "carried by"):
         assert expected in shown.output, expected
     page = (tmp_path / "a.html").read_text()
@@ -228,6 +229,7 @@ CASES: dict[str, tuple[list[Any], list[Any]]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:A single label")
 @pytest.mark.parametrize("name", CASES)
 def test_what_intervals_draw_is_the_score_of_the_rows_drawn(name: str) -> None:
     """On the whole and on every draw: the figures of rows' parts against the libraries' own, which read the rows again."""
@@ -317,6 +319,8 @@ def test_every_task_is_scored_as_tune_scored_it(task: str, family: str, tiny_mod
     words = ["evaluate", str(tmp_path / "out"), "--perturb", "lower", "--page", str(tmp_path / "a.html")]
     shown = CliRunner().invoke(app, words)
     assert shown.exit_code == 0, shown.output
+    one = CliRunner().invoke(app, ["evaluate", str(tmp_path / "out"), "--samples", "1"])
+    assert (one.exit_code, "cannot be compared as clusters" in one.output) == ((1, True) if task == "embed" else (0, False))
     if task == "instruct":  # a language model still has a quality on text
         (tmp_path / "t.txt").write_text("The river moves the stone. " * 40)
         words = ["evaluate", str(tmp_path / "out"), "--text", str(tmp_path / "t.txt"), "--tokens", "64", "--length", "16"]

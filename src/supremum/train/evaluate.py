@@ -175,13 +175,14 @@ def _answers(source: str | Path, task: Task, sets: Mapping[str, Sequence[Row]], 
 
 def _scored(task: Task, truth: list[Any], ours: _Answers, theirs: _Answers | None, seed: int) -> Scored:
     sides = [ours] if theirs is None else [ours, theirs]
+    scores = [task.score(truth, side.said) for side in sides]  # first: it refuses rows that have no score
     parts, metric = zip(*(task.figures(truth, side.said) for side in sides), strict=True)
     figures = compare_all(metric[0], parts[:1], parts[1:] or None, seed=seed)
     if all(side.chances_NC is not None for side in sides):
         columns = [(_sure(side), _equal(truth, side.said)) for side in sides]
         figures |= compare_all(lambda sure, right: {"ece": calibration_error(sure, right)}, columns[0],
                                columns[1] if theirs else None, seed=seed)
-    more = [{name: value for name, value in task.score(truth, side.said).items() if name not in figures} for side in sides]
+    more = [{name: value for name, value in score.items() if name not in figures} for score in scores]
     flips, same = None, None
     if theirs is not None:
         before, after = task.right(truth, theirs.said), task.right(truth, ours.said)
