@@ -14,7 +14,7 @@ from .evaluate import AS_IT_IS, Scored, TaskEvaluation
 from .tune import Tuned
 
 ALIKE = ("precision_micro", "recall_micro", "f1_micro")  # of one label a row these are the accuracy
-WIDE = 16  # letters of a label
+WIDE = 14  # letters of a label
 
 
 def render(done: Tuned, name: str = "") -> Any:
@@ -72,12 +72,16 @@ def _cells(figure: Compared) -> list[str]:
     cells = [f"{figure.value.value:.{digits}f}", _range(figure.value, f".{digits}f")]
     if figure.reference is not None and figure.change is not None:
         cells += [f"{figure.reference.value:.{digits}f}", f"{figure.change.value:+.{digits}f}",
-                  _range(figure.change, f"+.{digits}f")]
+                  _signed(figure.change, digits)]
     return cells
 
 
 def _range(interval: Interval, form: str) -> str:
     return f"{interval.low:{form}} to {interval.high:{form}}"
+
+
+def _signed(interval: Interval, digits: int = 3) -> str:
+    return f"{interval.low:+.{digits}f} {interval.high:+.{digits}f}"
 
 
 def _lines(found: TaskEvaluation) -> list[str]:
@@ -99,16 +103,16 @@ def _lines(found: TaskEvaluation) -> list[str]:
 
 
 def _labels(scored: Scored, compared: bool) -> Table:
-    table = Table("label", "cases", "found", "F1", "95 %", *(["change", "95 %", "flips"] if compared else []),
+    table = Table("label", "cases", "found", "F1", *(["change", "95 %", "flips"] if compared else ["95 %"]),
                   title="label by label", title_justify="left")
     for column in table.columns[1:]:
         column.justify = "right"
     for one in scored.labels:
         value, change = one.f1.value, one.f1.change
-        share = f"{100 * one.found / one.cases:.1f} %" if one.cases else ""
-        beside = [f"{change.value:+.3f}", _range(change, "+.3f"), f"-{one.lost} +{one.gained}"] if change else []
+        beside = [f"{change.value:+.3f}", _signed(change), f"-{one.lost} +{one.gained}"] if change else [_range(value, ".3f")]
         name = one.name if len(one.name) <= WIDE else one.name[: WIDE - 1] + "…"
-        table.add_row(escape(name), f"{one.cases:,}", share, f"{value.value:.3f}", _range(value, ".3f"), *beside)
+        table.add_row(escape(name), f"{one.cases:,}", f"{one.found / one.cases:.3f}" if one.cases else "",
+                      f"{value.value:.3f}", *beside)
     return table
 
 
