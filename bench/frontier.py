@@ -5,9 +5,10 @@
 
 REFERENCE: a Hugging Face folder. The referee is any script that takes REFERENCE CANDIDATE TEXT and prints one JSON document
 with kl_mean, kl_standard_error, perplexity_candidate and bytes. Each row is written by the product's own command path; the
-nearest-rounding rows by the stock encoder (`gguf`) or by absmax scales. --peers: a folder of environments that
-bench/peers/install.py made; each peer in it runs on the same text beside its row. Beside llama.cpp ours leave the embedding
-at bfloat16, too, and are given the bytes of its file. Our seconds are of the whole run, a peer's of its quantising alone.
+nearest-rounding rows by the stock encoder (`gguf`) or by absmax scales; those of `imatrix` by llama.cpp's kernels with an
+importance matrix. --peers: a folder of environments that bench/peers/install.py made; each peer in it runs on the same text
+beside its row. Beside llama.cpp ours leave the embedding at bfloat16, too, and are given the bytes of its file. Our seconds
+are of the whole run, a peer's of its quantising alone.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import ggml
 import gguf
 import torch
 from peers import rows as peers
@@ -36,7 +38,7 @@ from supremum.output import convert
 from supremum.pipeline import optimize
 from supremum.stats.streaming import BlockStream, orientation
 
-ROWS = ("gguf", "gguf-least", "int4", "int3", "int2", "archive-4", "archive-3", "archive-2.55", "archive-2.1")
+ROWS = ("gguf", "imatrix", "gguf-least", "int4", "int3", "int2", "archive-4", "archive-3", "archive-2.55", "archive-2.1")
 
 
 def nearest_q4_0(weight_OI: torch.Tensor) -> Coded:
@@ -154,6 +156,18 @@ class Table:
         print(f"\nours / nearest: {found['kl_mean'] / nearest['kl_mean']:.3f}\n", flush=True)
         self.beside("gguf", None, 4)
 
+    def imatrix(self) -> None:
+        """llama.cpp's kernels with an importance matrix, and ours at the bytes of each file."""
+        args, ours = self.args, dict[int, dict[str, float]]()
+        for kind in ("Q4_0", "IQ4_NL", "Q2_K"):
+            start = clock()
+            folder = self.folder / f"imatrix-{kind}"
+            path = ggml.write(self.checkpoint, kind, args.calibration, args.tokens, args.seed, folder)
+            theirs, size = self.row(f"{kind}, ggml, importance matrix", path, since(start)), path.stat().st_size
+            if size not in ours:
+                ours[size] = self.ours(f"ours at the bytes of {kind}", Budget(size=size), keep=self.tables)
+            print(f"\nours / {kind} of ggml: KL {ours[size]['kl_mean'] / theirs['kl_mean']:.3f}\n", flush=True)
+
     def integers(self, name: str) -> None:
         codec, bits = f"{name}-g64", int(name.removeprefix("int"))
         plain = write_plain(self.checkpoint, self.folder / f"plain-{name}", "compressed-tensors", codec, False)
@@ -184,6 +198,8 @@ def main() -> None:
                 table.archive(float(name.removeprefix("archive-")))
             elif name == "gguf":
                 table.gguf()
+            elif name == "imatrix":
+                table.imatrix()
             elif name == "gguf-least":
                 table.beside(name, None, 2)
             else:
