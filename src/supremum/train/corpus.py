@@ -53,6 +53,19 @@ class Chunks(Sequence[dict[str, Any]]):
         return {"ids": np.concatenate([before, self.tokens_N[begin:end], after]).astype(np.int64),
                 "words": np.concatenate([np.ones(len(before), bool), self.starts_N[begin:end], np.ones(len(after), bool)])}
 
+    @property
+    def total(self) -> int:
+        """Tokens of the stream that the chunks are cut from."""
+        return len(self.tokens_N)
+
+    def bounds(self, index: int) -> tuple[int, int]:
+        """Where a chunk lies in the stream, its frame left out."""
+        return int(self.bounds_C2[index, 0]), int(self.bounds_C2[index, 1])
+
+    def read(self, begin: int, end: int) -> np.ndarray:
+        """(end - begin,) tokens of the stream."""
+        return self.tokens_N[begin:end]
+
     def split(self, share: float) -> tuple[Chunks, Chunks]:
         """(the first, the last `share`): what is held out is a stretch of its own, never between trained chunks."""
         cut = len(self) - (max(1, round(share * len(self))) if share and len(self) > 1 else 0)
@@ -72,9 +85,23 @@ class PackedChunks(Sequence[dict[str, Any]]):
     def __getitem__(self, index: Any) -> Any:
         if not 0 <= index < len(self):
             raise IndexError(index)
-        begin, (before, after) = (self.first + int(index)) * self.packed.length, self.frame
-        ids = np.concatenate([before, self.packed.read(begin, begin + self.packed.length), after]).astype(np.int64)
+        before, after = self.frame
+        ids = np.concatenate([before, self.read(*self.bounds(index)), after]).astype(np.int64)
         return {"ids": ids, "words": np.ones(len(ids), bool)}
+
+    @property
+    def total(self) -> int:
+        """As of `Chunks`."""
+        return self.packed.tokens
+
+    def bounds(self, index: int) -> tuple[int, int]:
+        """As of `Chunks`."""
+        begin = (self.first + int(index)) * self.packed.length
+        return begin, begin + self.packed.length
+
+    def read(self, begin: int, end: int) -> np.ndarray:
+        """As of `Chunks`."""
+        return self.packed.read(begin, end)
 
     def order(self, draw: int, seed: int) -> int:
         """The example of draw number `draw`: a keyed permutation an epoch (text/packed.py), which takes no memory."""

@@ -1,6 +1,6 @@
 """`supremum train`: a recipe, text and a seed in; a model folder with train.json out.
 
-    text or packed tokens -> tokenizer -> chunks -> (the last `held_out` kept apart) -> fit -> held-out loss -> DIR
+    text or packed tokens -> tokenizer -> chunks -> (the last `held_out` kept apart) -> leaks -> fit -> held-out loss -> DIR
 
 MFU, the share of the machine's peak: tokens/s x 6 N over the best rate of matrix products of the run's number type measured
 just before it on as many threads; N counts parameters that are multiplied (Chowdhery et al. 2022, arXiv:2204.02311, whose
@@ -32,7 +32,9 @@ from ..progress import note, phase
 from ..text.packed import fingerprint, read_index
 from ..text.sources import files_of
 from ..versions import version_of
+from ..workspace import Workspace
 from .corpus import Chunks, PackedChunks, TokenizerRecipe, chunks, make_tokenizer, packed_chunks
+from .leaks import held_out_leaks, said
 from .models import Model, build, multiplied, objective_of
 from .objectives import LOSSES, Hide, Objective, Pad, PadReplaced, wrapped
 from .recipe import Training, limits, load
@@ -56,6 +58,7 @@ class Recipe(Training):
     length: int = limits(256, least=8)  # tokens of a chunk
     documents: Literal["joined", "separate"] = "joined"
     held_out: float = limits(0.05, least=0, most=0.5)  # share of the chunks, at the end of the text
+    leaks: bool = True  # look for the held-out text in the training text
 
 
 def train(recipe_file: str | Path, data: str | Path = ".", out: str | Path | None = None, *, changes: Sequence[str] = (),
@@ -73,7 +76,7 @@ def train(recipe_file: str | Path, data: str | Path = ".", out: str | Path | Non
     run = folder.with_name(folder.name + ".work")
     state = open_run(run, inputs, fresh=fresh)
     try:
-        document = _train(recipe, objective, sources, folder, run, inputs)
+        document = _train(recipe, objective, sources, folder, run, state, inputs)
         if state:
             state.discard()
         return document
@@ -94,7 +97,7 @@ def _objective(recipe: Recipe) -> Objective:
     return objective
 
 
-def _train(recipe: Recipe, objective: Objective, sources: list[Path], folder: Path, run: Path,
+def _train(recipe: Recipe, objective: Objective, sources: list[Path], folder: Path, run: Path, state: Workspace | None,
            inputs: dict[str, Any]) -> dict[str, Any]:
     first = world()[0] == 0
     with phase("read text"):
@@ -105,6 +108,7 @@ def _train(recipe: Recipe, objective: Objective, sources: list[Path], folder: Pa
             tokenizer = make_tokenizer(recipe.tokenizer, sources, objective.name, recipe.length)
             every = chunks(tokenizer, sources, recipe.length, recipe.documents, objective.name)
         learned, held = every.split(recipe.held_out)
+    leaks = state.json("leaks.json", lambda: _leaks(learned, held, tokenizer)) if state and recipe.leaks else None
     torch.manual_seed(recipe.seed)
     model: Any = wrapped(build(recipe.model, tokenizer), objective)
     numbers = {"parameters": sum(p.numel() for p in model.parameters()), "multiplied": multiplied(model)}
@@ -119,7 +123,7 @@ def _train(recipe: Recipe, objective: Objective, sources: list[Path], folder: Pa
     fitted = fit(model, learned, recipe, run, collator=collator, transform=hide, loss=LOSSES[objective.name])
     with phase("held-out loss"):
         losses = held_out(fitted, held, hide, collator, objective.name, recipe)
-    document = _document(recipe, objective, inputs, fitted, numbers, peak, losses, len(learned))
+    document = _document(recipe, objective, inputs, fitted, numbers, peak, losses, leaks, len(learned))
     return _write(fitted, tokenizer, document, folder)
 
 
@@ -128,27 +132,40 @@ def held_out(fitted: Fitted, held: Chunks | PackedChunks, hide: Hide, collator: 
              ) -> dict[str, float] | None:
     """Mean loss a token over the held-out chunks, each hidden in one way that the seed fixes, with its standard error over
     chunks."""
-    count = min(len(held), HELD_MOST)
-    if not count:
+    places = _scored(held)
+    if not places:
         return None
     model, device = fitted.trainer.model_wrapped if recipe.fsdp else fitted.trainer.model, fitted.trainer.args.device
     assert model is not None
     model.eval()
     sums, items = [], []
-    for index in np.linspace(0, len(held) - 1, count).astype(int):
-        example = hide(held[index], np.random.default_rng([recipe.seed, 2, int(index)]))
+    for index in places:
+        example = hide(held[index], np.random.default_rng([recipe.seed, 2, index]))
         batch = {key: value.to(device) for key, value in collator([example]).items()}
         labels = batch.pop("labels")
         items.append(int((labels != -100).sum()))
         sums.append(float(LOSSES[name](model(**batch), labels, 1)))
     model.train()
-    total, mean = sum(items), sum(sums) / max(1, sum(items))
+    total, mean, count = sum(items), sum(sums) / max(1, sum(items)), len(places)
     spread = math.sqrt(sum((s - mean * n) ** 2 for s, n in zip(sums, items, strict=True)) * count / max(1, count - 1)) / total
     return {"loss": mean, "error": spread, "tokens": total}
 
 
+def _scored(held: Chunks | PackedChunks) -> list[int]:
+    """The chunks that the held-out loss is taken on, evenly over all."""
+    return [int(index) for index in np.linspace(0, len(held) - 1, min(len(held), HELD_MOST))]
+
+
+def _leaks(learned: Chunks | PackedChunks, held: Chunks | PackedChunks, tokenizer: Any) -> dict[str, Any] | None:
+    """What of the held-out text stands in the training text, said if any does."""
+    found = held_out_leaks(learned, held, _scored(held), tokenizer)
+    if found and found.leaked:
+        note(f"{said(asdict(found))}: the held-out loss says less of new text.")
+    return asdict(found) if found else None
+
+
 def _document(recipe: Recipe, objective: Objective, inputs: dict[str, Any], fitted: Fitted, numbers: dict[str, int],
-              peak: float, losses: dict[str, float] | None, examples: int) -> dict[str, Any]:
+              peak: float, losses: dict[str, float] | None, leaks: dict[str, Any] | None, examples: int) -> dict[str, Any]:
     state = fitted.state
     rate = fitted.tokens_per_second
     return plain({
@@ -159,7 +176,8 @@ def _document(recipe: Recipe, objective: Objective, inputs: dict[str, Any], fitt
         "seed": recipe.seed, "steps": fitted.steps, "examples": examples, **numbers,
         "tokens": state.tokens, "seconds": state.seconds, "joules": state.joules or None, "tokens_per_second": rate,
         "mfu": rate * 6 * numbers["multiplied"] / peak if peak else None,
-        "loss": state.curve[-1][1] if state.curve else None, "held_out": losses, "skipped": state.skipped,
+        "loss": state.curve[-1][1] if state.curve else None, "held_out": losses, "leaks": leaks,
+        "skipped": state.skipped,
         "curve": [dict(zip(("step", "loss", "rate"), point, strict=True)) for point in state.curve],
     })
 
@@ -255,6 +273,7 @@ def render(document: dict[str, Any]) -> Any:
         ("parameters", f"{document['parameters']:,}"), ("steps", f"{document['steps']:,}"),
         ("tokens", f"{document['tokens']:,}"), ("training loss", f"{document['loss']:.4f}" if document["loss"] else "-"),
         ("held-out loss", f"{held['loss']:.4f} +- {held['error']:.4f}" if held else "-"),
+        ("held-out text", said(document["leaks"]) if document["leaks"] else "not looked for in the training text"),
         ("time", f"{document['seconds']:.0f} s" + (f", {joules / 3600:.1f} Wh" if joules else "")),
         ("speed", f"{document['tokens_per_second']:,.0f} tokens/s" + (f", MFU {mfu:.1%}" if mfu else "")),
         ("skipped steps", str(len(document["skipped"]))),
