@@ -229,6 +229,22 @@ def test_refusals(data: Path, tmp_path: Path, changes: dict[str, Any], says: str
         train(recipe(tmp_path, "gpt2", **changes), data, tmp_path / "m")
 
 
+@pytest.mark.parametrize(("changes", "says"), [
+    ({"optimiser": {"name": "sgd", "epsilon": 1e-6}}, "optimiser.epsilon: sgd has none"),
+    ({"optimiser": {"name": "adafactor", "betas": [0.8, 0.9]}}, "optimiser.betas: adafactor has none"),
+    ({"fsdp": True}, "fsdp: true shards over several processes"),
+    pytest.param({"precision": "fp16"}, "fp16 needs a GPU",
+                 marks=pytest.mark.skipif(torch.cuda.is_available(), reason="on a machine without a GPU")),
+])
+@pytest.mark.parametrize("source", [{"text": ["none.txt"]}, {"text": [], "packed": "none", "tokenizer": "bpe"}])
+def test_settings_that_cannot_be_are_refused_before_the_text_is_looked_at(
+        source: dict[str, Any], changes: dict[str, Any], says: str, tmp_path: Path) -> None:
+    """There is no text: whoever read first would say so."""
+    with pytest.raises(SupremumError, match=says):
+        train(recipe(tmp_path, "gpt2", **source | changes), tmp_path, tmp_path / "m")
+    assert not (tmp_path / "m.work").exists()
+
+
 def launched(processes: int, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m", "supremum",

@@ -16,6 +16,7 @@ from supremum.cli.common import to_json
 from supremum.errors import StateError, SupremumError
 from supremum.train.base import load as load_base
 from supremum.train.baselines import baselines
+from supremum.train.several import tune_several
 from supremum.train.tasks import make
 from supremum.train.tune import Grouped, leaks, tune
 from supremum.train.watch import Watch
@@ -159,6 +160,42 @@ def test_recipes_that_cannot_be_are_refused(changes: list[str], said: str, tiny_
     with pytest.raises(SupremumError, match=said):
         tune(recipe(tmp_path, tiny_model("bert")), tmp_path, tmp_path / "out", changes=changes)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("changes", "said"), [
+    (["optimiser={name: sgd, epsilon: 1e-6}"], "optimiser.epsilon: sgd has none"), (["fsdp=true"], "fsdp: true"),
+    (["model={family: bert}", "way=lora"], "way: lora changes part"), (["untuned=true"], "adds no head"),
+    (["task=summarise", "data.columns={source: 0, target: 1}", "way=frozen"], "way: frozen trains a head alone"),
+    (["task=summarise", "data.columns={source: 0, target: 1}", "source={train: a.tsv, reverse: 0.1}"], "source.reverse"),
+    (["data.columns.txt=0"], "no column 'txt'"),
+    pytest.param(["precision=fp16"], "fp16 needs a GPU",
+                 marks=pytest.mark.skipif(torch.cuda.is_available(), reason="on a machine without a GPU")),
+])
+def test_settings_that_cannot_be_are_refused_before_rows_and_model_are_looked_at(changes: list[str], said: str,
+                                                                                 tmp_path: Path) -> None:
+    """There are neither rows nor a model: whoever read first would say so."""
+    path = recipe(tmp_path, tmp_path / "no-model")
+    (tmp_path / "nothing").mkdir()
+    with pytest.raises(SupremumError, match=said):
+        tune(path, tmp_path / "nothing", tmp_path / "out", changes=changes)
+    several = json.loads(path.read_text())
+    parts = {name: {"task": several["task"], "data": several["data"]} for name in ("a", "b")}
+    path.write_text(json.dumps({"tasks": parts, "model": several["model"]}))
+    if changes[0].startswith(("optimiser", "fsdp", "precision")):
+        with pytest.raises(SupremumError, match=said):
+            tune_several(path, tmp_path / "nothing", tmp_path / "out", changes=changes)
+
+
+def test_an_adapter_without_its_library_is_refused_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("supremum.train.ways.find_spec", lambda name: None)
+    with pytest.raises(SupremumError, match=r"recipe\.yaml: way: ia3 needs peft.*pip install"):
+        tune(recipe(tmp_path, tmp_path / "no-model", "ia3"), tmp_path / "nothing", tmp_path / "out")
+
+
+def test_scoring_alone_asks_nothing_of_the_optimiser(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
+    path = recipe(tmp_path, tiny_model("bert"), lstm=False)
+    done = tune(path, tmp_path, tmp_path / "out", changes=["epochs=0", "optimiser={name: sgd, epsilon: 1e-6}"])
+    assert done.steps == 0
 
 
 def test_several_processes_are_refused(tiny_model: Callable[..., Path], tmp_path: Path,

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import SupremumError
 from .recipe import limits
 from .tasks import Task
 from .tasks.embed import pool
@@ -58,14 +57,12 @@ def both(collate: Callable[[list[Any]], Any]) -> Callable[[list[Any]], dict[str,
 
 
 class Joint:
-    """The loss of both domains. Made before the way is prepared, so that an adapter finds the domain classifier in place."""
+    """The loss of both domains. Made before the way is prepared, so that an adapter finds the domain classifier in place.
+    Reversed, the task has a head of its own (`tune` refuses others)."""
 
     def __init__(self, task: Task, model: Any, settings: Source) -> None:
         self.task, self.settings = task, settings
         if settings.reverse:
-            if not task.new_head:
-                raise SupremumError(f"source.reverse needs a task with a head of its own; {task.name} has none.",
-                                    "Use source.alpha.")
             self.trunk = trunk(model)
             self.domain = nn.Linear(model.config.hidden_size, 2)
             model.add_module(DOMAIN, self.domain)

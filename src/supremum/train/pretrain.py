@@ -39,7 +39,7 @@ from .models import Model, build, multiplied, objective_of
 from .objectives import LOSSES, Hide, Objective, Pad, PadReplaced, wrapped
 from .recipe import Training, limits, load
 from .result import check_out, put_document, standing
-from .trainer import Fitted, fit, open_run, world
+from .trainer import Fitted, check, fit, open_run, world
 
 FILE = "train.json"
 PRODUCTS = {"fp32": "float32", "tf32": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -68,6 +68,7 @@ def train(recipe_file: str | Path, data: str | Path = ".", out: str | Path | Non
     objective = _objective(recipe)
     folder = Path(out) if out else Path(Path(recipe_file).stem)
     check_out(folder, FILE)
+    check(recipe, world()[1])
     sources = _packed(recipe, objective, Path(data)) if recipe.packed else _sources(recipe.text, Path(data))
     sums = [fingerprint(read_index(sources[0]))] if recipe.packed else _sums(sources)
     inputs = {"supremum": __version__, "torch": torch.__version__, "recipe": plain(recipe), "text": sums}

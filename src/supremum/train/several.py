@@ -29,7 +29,7 @@ from .recipe import load as load_recipe
 from .result import check_out, put_document, standing
 from .tasks import Task, make
 from .trainer import Trainer, check_alone, fit, open_run
-from .tune import FILE, Common, Data, TaskSection, Tune, Tuned, digests, leaks, put, settings_of, splits, table
+from .tune import FILE, Common, Data, TaskSection, Tune, Tuned, check_before, digests, leaks, put, settings_of, splits, table
 from .ways import counts, merged, prepare, trunk
 
 
@@ -128,6 +128,8 @@ def tune_several(path: str | Path, data: str | Path, out: str | Path, *, changes
     base = recipe.model
     tasks = {name: make(part.task.name, settings_of(part.task), f"{path}: tasks.{name}")
              for name, part in recipe.tasks.items()}
+    for name, task in tasks.items():
+        check_before(recipe.alone(name), task, f"{path}: tasks.{name}")
     with phase("read rows"):
         rows = {name: splits(task, recipe.alone(name), folder) for name, task in tasks.items()}
     loaded = {name: load_base(base, task, recipe.seed) for name, task in tasks.items()}

@@ -201,7 +201,7 @@ def fit(
 
 
 def check(recipe: Training, processes: int = 1) -> None:
-    """Refuse before any work what this machine, this launch or the recipe's optimiser cannot do."""
+    """Refuse before anything is read what this machine, this launch or the recipe's optimiser cannot do."""
     gpu = torch.cuda.is_available()
     if recipe.precision == "fp16" and not gpu:
         raise SupremumError("precision: fp16 needs a GPU; this machine has none.", "Use precision: bf16 or fp32.")

@@ -40,8 +40,8 @@ from .recipe import load as load_recipe
 from .result import check_out, put_document, standing
 from .rows import Row, digest, read
 from .tasks import Task, make
-from .trainer import Trainer, check_alone, fit, open_run
-from .ways import Way, counts, merged, prepare
+from .trainer import Trainer, check, check_alone, fit, open_run
+from .ways import Way, check_way, counts, merged, prepare
 
 FILE = "tune.json"
 WINDOW = 50  # batches whose examples are sorted by length together
@@ -217,6 +217,7 @@ def tune(path: str | Path, data: str | Path, out: str | Path, *, changes: Sequen
     check_alone()
     check_out(out, FILE)
     task = make(recipe.task.name, settings_of(recipe.task), str(path))
+    check_before(recipe, task, str(path))
     with phase("read rows"):
         train, valid, test = splits(task, recipe, folder)
         others: list[Row] = []
@@ -231,9 +232,6 @@ def tune(path: str | Path, data: str | Path, out: str | Path, *, changes: Sequen
     work = out.with_name(f"{out.name}.work")
     seed = recipe.seed
     if isinstance(recipe.model, Model):
-        if recipe.way.name != "full":
-            raise SupremumError(f"{path}: way: {recipe.way.name} changes part of a model that has learnt; this one is from "
-                                "scratch.", "Use way: full.")
         with phase("tokenizer"):
             model, tokenizer, fingerprint = scratch(recipe.model, recipe.tokenizer, task, train, seed)
     else:
@@ -245,8 +243,6 @@ def tune(path: str | Path, data: str | Path, out: str | Path, *, changes: Sequen
     run = open_run(work, inputs, fresh=fresh)
     before: list[Any] | None = None
     if recipe.untuned:
-        if task.new_head:
-            raise SupremumError(f"{path}: untuned needs a task that adds no head; {task.name} adds one.", "Leave it out.")
         with phase("score the base as it is"):
             before = task.predict(model.eval(), tokenizer, test, recipe.score_batch)
     minutes, steps, loss = 0.0, 0, None
@@ -288,6 +284,25 @@ def tune(path: str | Path, data: str | Path, out: str | Path, *, changes: Sequen
     return result
 
 
+def check_before(recipe: Tune, task: Task, path: str) -> None:
+    """Refuse before any row is read what the recipe cannot ask of this machine, of the task or of its model."""
+    if recipe.epochs != 0:
+        check(recipe)
+        check_way(recipe.way, f"{path}: ", bare=not task.new_head)
+    if isinstance(recipe.model, Model) and recipe.way.name != "full":
+        raise SupremumError(f"{path}: way: {recipe.way.name} changes part of a model that has learnt; this one is from "
+                            "scratch.", "Use way: full.")
+    if recipe.untuned and task.new_head:
+        raise SupremumError(f"{path}: untuned needs a task that adds no head; {task.name} adds one.", "Leave it out.")
+    if recipe.source and recipe.source.reverse and not task.new_head:
+        raise SupremumError(f"{path}: source.reverse needs a task with a head of its own; {task.name} has none.",
+                            "Use source.alpha.")
+    for role in recipe.data.columns:
+        if role not in task.roles:
+            raise SupremumError(f"{path}: data.columns: the task {task.name} has no column {role!r}.",
+                                f"It has {', '.join(task.roles)}.")
+
+
 def settings_of(section: TaskSection) -> dict[str, Any]:
     """What a recipe sets of its task."""
     return {key: value for key, value in dataclasses.asdict(section).items() if key != "name" and value is not None}
@@ -296,10 +311,6 @@ def settings_of(section: TaskSection) -> dict[str, Any]:
 def splits(task: Task, recipe: Tune, folder: Path) -> tuple[list[Row], list[Row], list[Row]]:
     """Train, valid and test rows; what the recipe does not name is drawn from train."""
     data = recipe.data
-    for role in data.columns:
-        if role not in task.roles:
-            raise SupremumError(f"data.columns: the task {task.name} has no column {role!r}.",
-                                f"It has {', '.join(task.roles)}.")
     drop = data.missing == "drop"
     train = read(folder, data.train, task.roles, data.columns, data.kind, drop)
     found: dict[str, list[Row]] = {}

@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any, Literal
 
 import torch
@@ -23,6 +24,7 @@ from transformers import TrainerCallback
 from ..errors import SupremumError
 from .recipe import limits
 
+ADAPTERS = ("lora", "adalora", "ia3", "prompt")  # ways that are PEFT's
 TRAINED, RANKS = "trained", "ranks"  # kinds of entries of an adapter's state
 IMPORTANCE = ("ipt", "exp_avg_ipt", "exp_avg_unc")  # the others: AdaLoRA's running means, as PEFT's allocator names them
 
@@ -64,12 +66,11 @@ def blocks(model: Any) -> list[nn.Module]:
 
 def prepare(model: Any, way: Way, steps: int, prompt: Sequence[int] = ()) -> tuple[Any, list[TrainerCallback]]:
     """The model as it will be trained, and what must run beside the training. prompt: ids of its tokens (prompt.py)."""
+    names = head(model)
+    check_way(way, bare=not names)
     if way.name == "full":
         return model, []
     if way.name == "frozen":
-        names = head(model)
-        if not names:
-            raise SupremumError("way: frozen trains a head alone, and this task adds none.", "Use lora or ia3.")
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(any(name.startswith(f"{one}.") for one in names))
         for module in trunk(model).modules():
@@ -81,12 +82,17 @@ def prepare(model: Any, way: Way, steps: int, prompt: Sequence[int] = ()) -> tup
     return _adapted(model, way, steps, prompt)
 
 
+def check_way(way: Way, where: str = "", *, bare: bool) -> None:
+    """Refuse what is known of a way without its model; bare: the task puts no new head on the trunk."""
+    if way.name == "frozen" and bare:
+        raise SupremumError(f"{where}way: frozen trains a head alone, and this task adds none.", "Use lora or ia3.")
+    if way.name in ADAPTERS and not find_spec("peft"):
+        raise SupremumError(f"{where}way: {way.name} needs peft, which is not installed.", "pip install 'supremum[train]'")
+
+
 def _adapted(model: Any, way: Way, steps: int, prompt: Sequence[int]) -> tuple[Any, list[TrainerCallback]]:
-    try:
-        import peft
-    except ImportError as error:
-        raise SupremumError(f"way: {way.name} needs peft, which is not installed.",
-                            "pip install 'supremum[train]'") from error
+    import peft
+
     heads = [model.get_submodule(name) for name in head(model)]
     names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)
              and (not way.targets or re.search(rf"(^|\.)({'|'.join(map(re.escape, way.targets))})$", name))]
