@@ -35,7 +35,12 @@ def seal(part: Path, run: Path) -> Path:
 def checkpoints(run: Path) -> list[Path]:
     """Checkpoints in place, the newest first."""
     found = [p for p in run.glob(f"{PREFIX}*") if p.is_dir() and p.name.removeprefix(PREFIX).isdigit()]
-    return sorted(found, key=lambda p: int(p.name.removeprefix(PREFIX)), reverse=True)
+    return sorted(found, key=step_of, reverse=True)
+
+
+def step_of(place: Path | None) -> int:
+    """The step after which a checkpoint was written; 0 without one."""
+    return int(place.name.removeprefix(PREFIX)) if place else 0
 
 
 def newest_whole(run: Path) -> Path | None:

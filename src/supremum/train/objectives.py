@@ -168,6 +168,7 @@ class Replaced(PreTrainedModel):
     """Generator and discriminator with one table of token embeddings; only the discriminator is kept in the end."""
 
     _supports_sdpa = _supports_flash_attn = _supports_attention_backend = True  # its parts do
+    supports_gradient_checkpointing = True
 
     def __init__(self, discriminator: Any, objective: Objective) -> None:
         super().__init__(discriminator.config)

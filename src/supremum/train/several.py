@@ -65,6 +65,19 @@ class Together(nn.Module):
         found = [weight * task.loss(model, dict(batches[name])) for name, model, task, weight in self._models]
         return sum(found[1:], found[0]) / sum(weight for *_, weight in self._models)
 
+    @property
+    def supports_gradient_checkpointing(self) -> bool:
+        return all(model.supports_gradient_checkpointing for _, model, *_ in self._models)
+
+    def activation_checkpointing_enable(self, **options: Any) -> None:
+        for _, model, *_ in self._models:
+            model.activation_checkpointing_enable(**options)
+
+    def gradient_checkpointing_enable(self, **options: Any) -> None:
+        """The same in releases of Transformers before it was renamed."""
+        for _, model, *_ in self._models:
+            model.gradient_checkpointing_enable(**options)
+
     def train(self, mode: bool = True) -> Together:
         super().train(mode)
         for _, model, *_ in self._models:

@@ -16,6 +16,7 @@ import contextlib
 import json
 import math
 import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -34,7 +35,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from ..errors import SupremumError
 from ..progress import note
 from ..workspace import Workspace
-from .checkpoints import PART, newest_whole
+from .checkpoints import PART, newest_whole, step_of
 from .examples import Drawn, Transform
 from .recipe import Optimiser, Schedule, Training
 from .watch import STATE, State, Watch
@@ -176,6 +177,9 @@ def fit(
         raise SupremumError("There are no training examples.", "Give more text, or a shorter length.")
     steps, processes = recipe.total_steps(len(examples)), world()[1]
     check(recipe, processes)
+    if recipe.gradient_checkpointing and not getattr(model, "supports_gradient_checkpointing", False):
+        raise SupremumError(f"gradient_checkpointing: Transformers cannot compute blocks of a {_plain_name(model)} again.",
+                            "Leave it out; lower batch and raise accumulation by the same factor to save memory.")
     transformers.utils.logging.disable_progress_bar()  # of writing checkpoints
     with _plain_failures(run):
         settings = TrainingArguments(**(_arguments(recipe, run, steps, processes) | arguments))
@@ -184,7 +188,7 @@ def fit(
         watch = Watch(recipe, run, steps, state)
         drawn = Drawn(examples, steps * recipe.batch * recipe.accumulation, recipe.seed, transform)
         trainer = kind(model=model, args=settings, train_dataset=drawn, data_collator=collator, compute_loss_func=loss,
-                       callbacks=[watch, *callbacks],
+                       callbacks=[watch, *_tensorboard(recipe, run, found), *callbacks],
                        optimizer_cls_and_kwargs=optimiser_factory or optimiser(recipe.optimiser))
         for unwanted in (ProgressCallback, PrinterCallback):
             trainer.remove_callback(unwanted)
@@ -197,7 +201,7 @@ def fit(
     watch.clock()
     if watch.stopped:
         raise KeyboardInterrupt
-    return Fitted(trainer, steps, state, int(found.name.rsplit("-", 1)[1]) if found else 0)
+    return Fitted(trainer, steps, state, step_of(found))
 
 
 def check(recipe: Training, processes: int = 1) -> None:
@@ -213,6 +217,8 @@ def check(recipe: Training, processes: int = 1) -> None:
     if recipe.fsdp and processes == 1:
         raise SupremumError("fsdp: true shards over several processes; this is one.",
                             "Start `train` with torchrun --nproc-per-node N -m supremum train ...; leave fsdp out of `tune`.")
+    if recipe.compile and not any(map(shutil.which, (os.environ.get("CXX") or "g++", "g++", "clang++"))):
+        raise SupremumError("compile: torch.compile needs a C++ compiler; none is found.", "Install g++, or leave it out.")
     for key in UNUSED.get(recipe.optimiser.name, ()):
         if getattr(recipe.optimiser, key) != getattr(type(recipe.optimiser)(), key):
             raise SupremumError(f"optimiser.{key}: {recipe.optimiser.name} has none.", f"Leave optimiser.{key} out.")
@@ -229,10 +235,29 @@ def _arguments(recipe: Training, run: Path, steps: int, processes: int) -> dict[
         "bf16": recipe.precision == "bf16", "fp16": recipe.precision == "fp16", "torch_compile": recipe.compile,
         _CHECKPOINTING: recipe.gradient_checkpointing, "save_strategy": "steps", "save_total_limit": None,
         "save_steps": recipe.checkpoint_every, "logging_strategy": "no" if recipe.log_to == "none" else "steps",
-        "logging_steps": recipe.log_every, "report_to": recipe.log_to, "disable_tqdm": True, "remove_unused_columns": False,
+        "logging_steps": recipe.log_every, "report_to": "none" if recipe.log_to == "tensorboard" else recipe.log_to,
+        "disable_tqdm": True, "remove_unused_columns": False,
         "use_cpu": not gpu, "ddp_backend": None if gpu or processes == 1 else "gloo", "ddp_find_unused_parameters": False,
         "dataloader_num_workers": 0,
     } | ({"tf32": recipe.precision == "tf32"} if gpu else {}) | ({"fsdp": True} if recipe.fsdp else {})
+
+
+def _tensorboard(recipe: Training, run: Path, found: Path | None) -> list[TrainerCallback]:
+    """What writes the curves into OUT.tensorboard beside OUT, or TENSORBOARD_LOGGING_DIR. Left alone it would write into
+    `run`, which goes with the run. Events of steps that come again after `found` are marked as void."""
+    if recipe.log_to != "tensorboard" or world()[0] != 0:
+        return []
+    from torch.utils.tensorboard import SummaryWriter
+    from transformers.integrations import TensorBoardCallback
+
+    folder = os.environ.get("TENSORBOARD_LOGGING_DIR") or str(run.with_name(f"{run.name.removesuffix('.work')}.tensorboard"))
+    note(f"curves: tensorboard --logdir {folder}")
+    return [TensorBoardCallback(SummaryWriter(folder, purge_step=step_of(found) + 1, flush_secs=10))]
+
+
+def _plain_name(model: Any) -> str:
+    """The class of the model, an adapter's base unwrapped."""
+    return type(model.get_base_model() if hasattr(model, "get_base_model") else model).__name__
 
 
 def _agreed(found: Path | None, processes: int) -> Path | None:
