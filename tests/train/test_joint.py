@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from supremum.errors import SupremumError
 from supremum.train.base import load as load_base
 from supremum.train.joint import DOMAIN, Joint, Reverse, Source, both, paired
 from supremum.train.tasks import make
@@ -64,3 +65,21 @@ def test_a_run_on_two_domains(source: dict[str, float], tiny_model: Callable[...
     done = tune(path, tmp_path, tmp_path / "out")
     assert done.lines[0].metric.value == 1.0
     assert not [name for name in load_file(tmp_path / "out" / "model.safetensors") if DOMAIN in name]
+
+
+def test_the_source_may_have_columns_of_its_own(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
+    """The same rows in another form give the same model; a column that the task lacks is refused."""
+    path = recipe(tmp_path, tiny_model("bert"), "lora", epochs=0.5, lstm=False)
+    rows = [line.split("\t") for line in (tmp_path / "train.tsv").read_text().splitlines()]
+    (tmp_path / "other.jsonl").write_text("\n".join(json.dumps({"said": text, "mood": label}) for text, label in rows))
+    settings = json.loads(path.read_text())
+    other = {"train": "other.jsonl", "columns": {"text": "said", "label": "mood"}, "kind": "auto"}
+    made = []
+    for name, source in (("same", {"train": "train.tsv"}), ("other", other)):
+        path.write_text(json.dumps(settings | {"source": source}))
+        tune(path, tmp_path, tmp_path / name)
+        made.append(load_file(tmp_path / name / "model.safetensors"))
+    assert all(torch.equal(value, made[1][name]) for name, value in made[0].items())
+    path.write_text(json.dumps(settings | {"source": other | {"columns": {"said": 0}}}))
+    with pytest.raises(SupremumError, match=r"source\.columns: the task classify has no column 'said'"):
+        tune(path, tmp_path, tmp_path / "out")

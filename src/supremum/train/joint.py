@@ -9,8 +9,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,9 +25,11 @@ DOMAIN = "domain"  # name of the domain classifier while it is there
 
 @dataclass(frozen=True)
 class Source:
-    """Rows of another domain, in the target's form and with its labels."""
+    """Rows of another domain, with the target's labels; its files may have columns and a form of their own."""
 
     train: tuple[str, ...]
+    columns: dict[str, Any] = field(default_factory=dict)  # those of `data` where none are given
+    kind: Literal["as data", "auto", "tsv", "csv", "jsonl", "conll", "squad"] = "as data"
     alpha: float = limits(0.5, least=0, most=1)
     reverse: float = limits(0.0, least=0)  # above 0: reversed instead of mixed
 

@@ -222,7 +222,8 @@ def tune(path: str | Path, data: str | Path, out: str | Path, *, changes: Sequen
         train, valid, test = splits(task, recipe, folder)
         others: list[Row] = []
         if recipe.source and recipe.epochs != 0:
-            others = read(folder, recipe.source.train, task.roles, recipe.data.columns, recipe.data.kind,
+            others = read(folder, recipe.source.train, task.roles, recipe.source.columns or recipe.data.columns,
+                          recipe.data.kind if recipe.source.kind == "as data" else recipe.source.kind,
                           recipe.data.missing == "drop")
             task.check(others)
     leaked = {"valid": leaks(task, train, valid), "test": leaks(task, train, test)}
@@ -297,10 +298,11 @@ def check_before(recipe: Tune, task: Task, path: str) -> None:
     if recipe.source and recipe.source.reverse and not task.new_head:
         raise SupremumError(f"{path}: source.reverse needs a task with a head of its own; {task.name} has none.",
                             "Use source.alpha.")
-    for role in recipe.data.columns:
-        if role not in task.roles:
-            raise SupremumError(f"{path}: data.columns: the task {task.name} has no column {role!r}.",
-                                f"It has {', '.join(task.roles)}.")
+    for name, columns in (("data", recipe.data.columns), ("source", recipe.source.columns if recipe.source else {})):
+        for role in columns:
+            if role not in task.roles:
+                raise SupremumError(f"{path}: {name}.columns: the task {task.name} has no column {role!r}.",
+                                    f"It has {', '.join(task.roles)}.")
 
 
 def settings_of(section: TaskSection) -> dict[str, Any]:
