@@ -42,13 +42,16 @@ def document(word: str = "river") -> dict[str, Any]:
     tuned = {"task": "classify", "metric": "accuracy", "rows": 40, "total": 50, "digest": "0", "leaked": 2, "as_tuned": True,
              "scored": scored, "perturbed": {"typos": scored},
              "explained": [{"where": f"{word}, line 3", "label": word, "change": -0.5, "explained": explained[0]}]}
+    many = gap | {"groups": [word, "c"], "paired": False, "acc": interval(0.2) | {"p": 0.031},
+                  "by_group": {name: interval(0.5) for name in (word, "b", "c")}}
     return {"model": word, "reference": "demo", "task": tuned, "texts": [text | {"perturbed": {"typos": text}}],
-            "tasks": [task], "gaps": [gap], "harness": [{"task": word, "metric": "acc", "value": 0.5, "stderr": None}]}
+            "tasks": [task], "gaps": [gap, many], "harness": [{"task": word, "metric": "acc", "value": 0.5, "stderr": None}]}
 
 
 def test_the_page_shows_what_was_measured() -> None:
     text = " ".join(" ".join(Elements(evaluation_page(document())).visible).split())
     for expected in ("0.0654 ± 0.0019", "87.1 %", "30.25 ± 0.50", "0.9810 (0.9750)", "2.0 % (1.0 %)", "-3 +1", "-5.0", "4.50",
+                     "c (worst and best of 3 groups)", "0.031",
                      "likeness of the two colourings 0.68", "typos", "55.0 to 75.0", "40 of 50 test rows",
                      "0.881 0.781 to 0.981 0.887 -0.006 -0.106 to +0.094 0.31", "21 right answers are wrong now", "75.0 %"):
         assert expected in text, expected

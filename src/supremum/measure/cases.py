@@ -4,9 +4,9 @@
     {"context_options": ["...", ...], "continuation": "...", "gold": 1}          after which context the continuation follows
     {"context": "...", "continuation": "..."}                                    cloze: the continuation itself, word by word
 
-`gold` counts from 0. A prompt is the query or context in its set's template, a space, and the choice or continuation. The
-templates are those of the Language Model Evaluation Harness where a set is known by its file's name; otherwise the query
-stands as it is.
+`gold` counts from 0, a "group" that a line may have is a text or a whole number (groups.py). A prompt is the query or context
+in its set's template, a space, and the choice or continuation. The templates are those of the Language Model Evaluation
+Harness where a set is known by its file's name; otherwise the query stands as it is.
 """
 
 from __future__ import annotations
@@ -31,11 +31,13 @@ FORMS = {"choice": ("query", "choices", "gold"), "context": ("context_options", 
 
 @dataclass(frozen=True)
 class Case:
-    """Texts (prompt, answer) of which the likeliest answer should be `gold`; a cloze has one."""
+    """Texts (prompt, answer) of which the likeliest answer should be `gold`; a cloze has one. `group`: of those that are
+    compared with each other, the one that the case belongs to."""
 
     prompts: tuple[str, ...]
     answers: tuple[str, ...]
     gold: int = 0
+    group: str | None = None
 
 
 @dataclass(frozen=True)
@@ -87,8 +89,10 @@ def _case(row: Any, where: str, template: str, alter: Callable[[str], str] = str
     if form is None:
         has = ", ".join(map(repr, list(row)[:6])) or "no fields" if isinstance(row, dict) else f"a {type(row).__name__}"
         raise SupremumError(f"{where}: is no case (it has {has}).", f"Write one of: {_forms()}.")
+    group = _group(row.get("group"), where)
     if form == "cloze":
-        return "cloze", Case((alter(_text(row, "context", where)).rstrip(),), (_text(row, "continuation", where),))
+        prompt = alter(_text(row, "context", where)).rstrip()
+        return "cloze", Case((prompt,), (_text(row, "continuation", where),), group=group)
     options = row["choices" if form == "choice" else "context_options"]
     if not isinstance(options, list) or len(options) < 2 or not all(isinstance(o, str) and o.strip() for o in options):
         raise SupremumError(f"{where}: the choices are not two or more texts.", "List the choices as strings.")
@@ -100,9 +104,9 @@ def _case(row: Any, where: str, template: str, alter: Callable[[str], str] = str
         _encodable(option, where)
     if form == "choice":
         prompt = template.format(alter(_text(row, "query", where)).rstrip())
-        return "choice", Case((prompt,) * len(options), tuple(options), gold)
+        return "choice", Case((prompt,) * len(options), tuple(options), gold, group)
     continuation = _text(row, "continuation", where)
-    return "choice", Case(tuple(alter(option).rstrip() for option in options), (continuation,) * len(options), gold)
+    return "choice", Case(tuple(alter(option).rstrip() for option in options), (continuation,) * len(options), gold, group)
 
 
 def _text(row: dict[str, Any], field: str, where: str) -> str:
@@ -111,6 +115,12 @@ def _text(row: dict[str, Any], field: str, where: str) -> str:
         raise SupremumError(f'{where}: "{field}" is not a text.', f'Write "{field}" as a string that is not empty.')
     _encodable(value, where)
     return value
+
+
+def _group(value: Any, where: str) -> str | None:
+    if value is None or (isinstance(value, int) and not isinstance(value, bool)):
+        return None if value is None else str(value)
+    return _text({"group": value}, "group", where)
 
 
 def _encodable(text: str, where: str) -> None:

@@ -79,6 +79,14 @@ def unpaired_mean(one: Any, other: Any, *, resamples: int = RESAMPLES, seed: int
     return _interval(float(other_M.mean() - one_N.mean()), draws, level, paired=True)
 
 
+def range_interval(groups: Sequence[Any], *, resamples: int = RESAMPLES, seed: int = 0, level: float = 0.95) -> Interval:
+    """Bootstrap interval of the greatest less the least mean of G groups of items, each drawn apart. It is never negative."""
+    columns = [_column(group) for group in groups]
+    draws_GR = np.stack([_means(group_N, resamples, seed + place) for place, group_N in enumerate(columns)])
+    means_G = np.array([group_N.mean() for group_N in columns])
+    return _interval(float(np.ptp(means_G)), np.ptp(draws_GR, axis=0), level)
+
+
 def paired_bootstrap(metric: Metric, one: Sequence[Sequence[Any]], other: Sequence[Sequence[Any]], *, key: str | None = None,
                      resamples: int = RESAMPLES, seed: int = 0, level: float = 0.95) -> Interval:
     """metric(*other) - metric(*one) over the same N items, with its interval and p.

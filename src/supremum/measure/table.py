@@ -143,7 +143,7 @@ def render_tasks(report: TaskReport) -> Table:
             row("  by length", task.cases, task.acc_norm, task.acc_norm_reference, task.flips_norm, None)
     for gap in report.gaps:
         first, second = gap.groups
-        table.add_row(_cut(f"{second} - {first}"), "", f"{100 * gap.acc.value:+.1f}",
+        table.add_row(escape(_cut(f"{second} - {first}")), "", f"{100 * gap.acc.value:+.1f}",
                       f"{100 * gap.acc.low:.1f} - {100 * gap.acc.high:.1f}",
                       *([f"{100 * gap.acc_reference.value:+.1f}", "", "", ""] if gap.acc_reference else [""] * 4 * compared))
     return table

@@ -7,15 +7,13 @@
 
 An answer's tokens are those of prompt + " " + answer behind what it shares with the prompt's own. Against a reference, the
 same cases give flips (right to wrong and back) with McNemar's exact p, and the margin's mean change.
-
-Group gaps: of two files whose names differ in a last part (set_male, set_female), accuracy of the second less the first,
-paired where line i of both has the same choices.
+Gaps between groups of cases: groups.py.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,10 +26,9 @@ from ..errors import SupremumError
 from ..progress import phase
 from ..text.windows import context_length, frame
 from .cases import Task
-from .intervals import Interval, mcnemar, paired_mean, unpaired_mean, wilson
+from .groups import GroupGap, group_gaps
+from .intervals import Interval, mcnemar, paired_mean, wilson
 from .trees import TreeScorer, encode, shorten
-
-GROUPS = ("female", "male")  # last parts of the names of files that differ in the group of people alone
 
 
 @dataclass(frozen=True)
@@ -68,17 +65,6 @@ class TaskQuality:
 
 
 @dataclass(frozen=True)
-class GroupGap:
-    """Accuracy on the second group's file less that on the first's, for the model and its reference."""
-
-    name: str
-    groups: tuple[str, str]
-    paired: bool
-    acc: Interval
-    acc_reference: Interval | None = None
-
-
-@dataclass(frozen=True)
 class TaskReport:
     """All tasks of one run, and the gaps between groups among them."""
 
@@ -104,7 +90,8 @@ def compare_tasks(tasks: Sequence[Task], found: Sequence[Scores], reference: Seq
     """The report of what `score_tasks` gave for a model and for its reference."""
     beside = list(reference) if reference is not None else [None] * len(tasks)
     return TaskReport([summarise_task(*each, seed=seed) for each in zip(tasks, found, beside, strict=True)],
-                      list(_gaps(tasks, found, beside, seed)))
+                      list(group_gaps(tasks, [each.right for each in found],
+                                      [each.right if each is not None else None for each in beside], seed=seed)))
 
 
 @torch.inference_mode()
@@ -167,25 +154,3 @@ def summarise_task(task: Task, found: Scores, reference: Scores | None = None, *
         acc=accuracy(found.right), acc_norm=None if cloze else accuracy(found.right_norm),
         target_perplexity=math.exp(min(700.0, -float(found.margin.mean()))) if cloze else None,
         truncated=found.truncated, **beside)
-
-
-def _gaps(tasks: Sequence[Task], found: Sequence[Scores], reference: Sequence[Scores | None], seed: int) \
-        -> Iterator[GroupGap]:
-    places = {task.name: index for index, task in enumerate(tasks)}
-    first, second = GROUPS
-    for name, one in places.items():
-        stem, _, change = name.partition(", ")
-        other = places.get(name.replace(f"_{first}", f"_{second}"))
-        if not stem.endswith(f"_{first}") or other is None:
-            continue
-        stem = stem.removesuffix(f"_{first}") + (f", {change}" if change else "")
-        paired = [set(case.answers) for case in tasks[one].cases] == [set(case.answers) for case in tasks[other].cases]
-        before, after = reference[one], reference[other]
-        yield GroupGap(stem, GROUPS, paired, _gap(found[one], found[other], paired, seed),
-                       _gap(before, after, paired, seed) if before is not None and after is not None else None)
-
-
-def _gap(one: Scores, other: Scores, paired: bool, seed: int) -> Interval:
-    if paired:
-        return paired_mean(one.right, other.right, seed=seed)
-    return unpaired_mean(one.right, other.right, seed=seed)
