@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from supremum import optimize, swaps
 from supremum.allocate import Budget, Option, Unit
 from supremum.measure.streamed import streamed_quality
-from supremum.pipeline import Statistics, lay_out, open_job, statistics
+from supremum.pipeline import Statistics, _reached, lay_out, open_job, statistics
 from supremum.planning import plan_of
 from supremum.swaps import falls, proposals, search, swap, wanted, within
 from supremum.workspace import Workspace
@@ -87,6 +87,7 @@ def test_a_plan_may_not_take_more_of_anything() -> None:
     first, second, _ = ([option] for option in plain[0].options)
     assert within(plain, first, Budget(size=60), size)(second) and not within(plain, first, Budget(size=59), size)(second)
     assert not within(plain, first, Budget(bits=9), size)(second)  # without a size: no larger than it was
+    assert not within(plain, first, Budget(size=60, max_kl=1.0), size)(second)  # the smallest is wanted, not the size filled
     assert not within(plain, first, Budget(size=60, bits=4.7), size)(second)
 
 
@@ -187,20 +188,38 @@ def test_a_killed_search_goes_on_to_the_same_plan(found: Statistics, monkeypatch
     assert resumed == whole and again is not None and report is not None
     assert [again[key] for key in ("trials", "accepted")] == [report[key] for key in ("trials", "accepted")]
     assert again["kl_after"] == report["kl_after"] and math.isfinite(again["seconds"])
+    monkeypatch.setattr(swaps._States, "start", None)
     assert go(found, start(found), "killed") == (resumed, again)  # finished: nothing is run
 
 
 def test_a_plan_that_measures_well_is_left_alone(found: Statistics) -> None:
     chosen = [unit.options[-1] for unit in found.units]
     assert go(found, chosen, "well") == (chosen, None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(swaps._States, "start", None)  # which was measured is not measured again
+        assert go(found, chosen, "well") == (chosen, None)
     assert Path(found.gathered.workspace.folder / "well" / "log.json").exists()
 
 
 def test_where_nothing_can_be_swapped_nothing_is_measured(found: Statistics) -> None:
     assert found.candidates is not None
     budget, chosen = Budget(bits=2.5), [unit.options[0] for unit in found.units]  # the least of all: only up
-    done = swap(found.gathered, found.job.kind, budget, found.units, chosen, found.candidates, found.reference, 1.0)
-    assert done == (chosen, None) and not (found.gathered.workspace.folder / budget.name / "swaps").exists()
+    done = swap(found.gathered, found.job.kind, budget, found.units, chosen, found.candidates, found.reference, 1.0, "none")
+    assert done == (chosen, None) and not (found.gathered.workspace.folder / "none").exists()
+
+
+def test_a_largest_kl_below_three_bits_is_kept_by_a_searched_plan(tiny_model: Any, tmp_path: Path) -> None:
+    """Of real layers, with all stages: within the KL as measured, in no more bytes than its plan has."""
+    text = tmp_path / "notes.txt"
+    text.write_text("\n\n".join(f"The river carries {i} stones past the bridge at {i % 24} o'clock." for i in range(3000)))
+    job = open_job(tiny_model("llama"), tmp_path / "out", target="compressed-tensors", text=[str(text)], tokens=512,
+                   keep=None, only=None, seed=0, dtype="float32")
+    found, budget = statistics(job, lay_out(job), Workspace(tmp_path / "work", {})), Budget(max_kl=0.1)
+    reached = _reached(found, budget)
+    bits, kl = reached.point() or (8.0, 1.0)
+    assert bits < 3 and kl <= 0.1 and reached.swaps is not None and reached.swaps["trials"] > 0
+    again = _reached(found, budget)  # finished: from what the workspace holds
+    assert again.chosen == reached.chosen and again.swaps == reached.swaps and again.size == reached.size
 
 
 def test_below_three_bits_a_run_searches_and_says_what_it_bought(tiny_model: Any, tmp_path: Path) -> None:

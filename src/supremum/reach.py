@@ -70,52 +70,52 @@ def correction(points: Sequence[Mapping[str, Any]]) -> float:
 def reach(gathered: Gathered, units: list[Unit], candidates: Candidates, reference: torch.Tensor, budget: Budget,
           kind: Target, points: list[dict[str, Any]], costs: Costs | None = None,
           ) -> tuple[list[Option], Trained, dict[str, Any] | None]:
-    """Plan, solve, train and measure; with a largest KL again, looser or stricter, until the measurement is just below it.
+    """Plan, swap, solve, train and measure; with a largest KL again, looser or stricter, until the measurement is just below
+    it. What swaps take off the KL at a plan's bytes lets the next plan be smaller.
 
-    costs: what the formats take when they run, where the budget has memory or speed. The last that is returned: what a
+    costs: what the formats take when they run, where the budget has memory or speed. The last that is returned: what the
     search for better formats bought, where there was one.
     """
     def planned(attempt: int, nats: float | None) -> list[Option]:
         plan = partial(spend, budget, units, gathered.checkpoint, kind, nats=nats)
         return costs.settle(budget, units, plan, f"{budget.name}/plan{attempt}") if costs else plan()
 
-    def solved(chosen: list[Option], attempt: int) -> Trained:
+    def solved(plan: list[Option], attempt: int) -> tuple[list[Option], Trained, dict[str, Any] | None]:
+        chosen, swaps = swap(gathered, kind, budget, units, plan, candidates, reference, correction(points) * _nats(plan),
+                             f"{budget.name}/swaps{attempt}")
         folder = f"{budget.name}/solved{attempt}"
         coded = _solve(gathered, plan_of(units, chosen), candidates, folder)
-        return train_gains(gathered.stream, gathered.windows, gathered.held_out, reference, gathered.workspace, coded, folder)
+        return chosen, train_gains(gathered.stream, gathered.windows, gathered.held_out, reference, gathered.workspace, coded,
+                                   folder), swaps
 
-    factor = correction(points)
     if budget.max_kl is None:
-        chosen = planned(0, None)
-        chosen, swaps = swap(gathered, kind, budget, units, chosen, candidates, reference, factor * _nats(chosen))
-        return chosen, solved(chosen, 0), swaps
-    factor *= MENDED
-    found: list[tuple[int, list[Option], Trained]] = []  # what held, by size
+        return solved(planned(0, None), 0)
+    factor = MENDED * correction(points)  # KL of the finished file over the nats of its plan, before swaps
+    found: list[tuple[list[Option], Trained, dict[str, Any] | None]] = []  # what held
     tried: list[list[Option]] = []
     for attempt in range(ATTEMPTS):
         try:
-            chosen = planned(attempt, AIM * budget.max_kl / factor)
+            plan = planned(attempt, AIM * budget.max_kl / factor)
         except BudgetError as error:
             if found:
                 break
             raise BudgetError(f"KL {budget.max_kl:g} cannot be reached within the other limits: {error.cause}",
                               "Allow more bytes, more bits or more KL.") from error
-        if chosen in tried:
+        if plan in tried:
             break
-        tried.append(chosen)
-        trained = solved(chosen, attempt)
-        kl = trained.quality["kl_mean"]
+        tried.append(plan)
+        result = solved(plan, attempt)
+        kl = result[1].quality["kl_mean"]
         if kl <= budget.max_kl:
-            found.append((kind.size(gathered.checkpoint, trained.coded.plan), chosen, trained))
-        if NEAR * budget.max_kl <= kl <= budget.max_kl or _nats(chosen) == 0:
+            found.append(result)
+        if NEAR * budget.max_kl <= kl <= budget.max_kl or _nats(plan) == 0:
             break
         note(f"measured KL {kl:.4f} is {'above' if kl > budget.max_kl else 'well below'} {budget.max_kl:g}; planning again")
-        factor = (1.03 if kl > budget.max_kl else 1) * kl / _nats(chosen)
+        factor = (1.03 if kl > budget.max_kl else 1) * kl / _nats(plan)
     if not found:
         raise BudgetError(f"KL {budget.max_kl:g} was not reached in {ATTEMPTS} plans (last: {kl:.4f}).",
                           "Allow more KL, or more bytes.")
-    _, chosen, trained = min(found, key=lambda each: each[0])
-    return chosen, trained, None
+    return min(found, key=lambda each: kind.size(gathered.checkpoint, each[1].coded.plan))
 
 
 def _solve(gathered: Gathered, plan: Mapping[str, str], candidates: Candidates, folder: str) -> LazyCoded:

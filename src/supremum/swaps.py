@@ -1,11 +1,12 @@
 """Below 3 bits, or above KL 0.2, the second order no longer ranks plans: swaps of formats accepted by true KL.
 
-    up u, down v       within the bytes, seconds and memory that the plan has; best predicted first
+    up u, down v       within the bytes, seconds and memory that the budget or the plan has; best predicted first
     accept             if  mean_n d_n < -s / sqrt(N),  d_n = KL_n(after) - KL_n(before) of held-out window n, s = std(d)
 
 Only the blocks from the first changed one on are run again: the hidden states that enter each block are kept. Trials are
 logged, so a killed search goes on where it was. The weights are the candidates', before drift correction. The search ends
-after TRIALS, or after PATIENCE rejections in a row.
+after TRIALS, or after PATIENCE rejections in a row. A largest KL asks for few bytes: a search keeps to those of its plan, and
+what the KL falls by makes the next plan smaller (reach.py).
 """
 
 from __future__ import annotations
@@ -60,10 +61,15 @@ def wanted(units: Sequence[Unit], chosen: Sequence[Option], predicted: float) ->
     return bool(weights) and (bits < LOW_BITS or predicted > HIGH_KL / 2)
 
 
+def largest_size(budget: Budget, planned: int) -> int:
+    """Bytes that swaps may fill: the budget's; of the plan, where there is none or where the plan is to be the smallest."""
+    return planned if budget.size is None or budget.max_kl is not None else budget.size
+
+
 def within(units: Sequence[Unit], chosen: Sequence[Option], budget: Budget, size: Callable[[Mapping[str, str]], int]) -> Fits:
-    """Whether a plan takes no more bytes than the budget or, without one, than the plan that was chosen; no more bits, and no
-    more seconds or resident memory than that plan."""
-    largest = budget.size or size(plan_of(units, chosen))
+    """Whether a plan takes no more bytes than `largest_size`, no more bits than the budget, and no more seconds or resident
+    memory than the plan that was chosen."""
+    largest = largest_size(budget, size(plan_of(units, chosen)))
 
     def running(options: Sequence[Option]) -> tuple[float, int]:
         return math.fsum(o.seconds for o in options), sum(o.resident for o in options)
@@ -112,36 +118,39 @@ def search(gathered: Gathered, units: Sequence[Unit], chosen: Sequence[Option], 
 
     slack: bytes that the plan leaves of its budget.
     """
-    chosen = list(chosen)
+    planned = chosen = list(chosen)
     kept = _States(gathered, candidates, reference, folder)
     place = gathered.workspace.path(f"{folder}/log.json")
     log = Log(**json.loads(place.read_text())) if place.exists() else Log()
     for u, i, v, j, accepted in log.trials:
         if accepted:
-            slack += chosen[u].nbytes + chosen[v].nbytes
-            chosen[u], chosen[v] = units[u].options[i], units[v].options[j]
-            slack -= chosen[u].nbytes + chosen[v].nbytes
+            trial = _moved(units, chosen, (u, i, v, j))
+            slack, chosen = slack + _nbytes(chosen) - _nbytes(trial), trial
+
+    def following() -> tuple[int, int, int, int] | None:
+        found = () if _ended(log) else proposals(units, chosen, log.trials, slack)
+        return next((move for move in found if fits(_moved(units, chosen, move))), None)
+
+    def keep(since: float) -> float:
+        now = time.perf_counter()
+        log.seconds += now - since
+        write_atomic(place, json.dumps(asdict(log)).encode())
+        return now
+
     with phase("swap formats", TRIALS) as advance:
-        fresh = not log.kl
-        if not fresh and _ended(log):
-            return chosen, log.report()
         started = time.perf_counter()
-        measured = kept.start(plan_of(units, chosen))
-        log.seconds += time.perf_counter() - started
-        if fresh:
-            log.before = log.kl = measured
-            write_atomic(place, json.dumps(asdict(log)).encode())
-        if block_rate(units, chosen)[1] >= LOW_BITS and sum(log.before) / len(log.before) <= HIGH_KL:
+        if standing := not log.kl:
+            log.before = log.kl = kept.start(plan_of(units, chosen))
+            started = keep(started)
+        if block_rate(units, planned)[1] >= LOW_BITS and sum(log.before) / len(log.before) <= HIGH_KL:
             kept.drop()
-            return chosen, None
+            return planned, None
         for _ in log.trials:
             advance()
-        while not _ended(log):
-            started = time.perf_counter()
-            found = proposals(units, chosen, log.trials, slack)
-            move = next((move for move in found if fits(_moved(units, chosen, move))), None)
-            if move is None:
-                break
+        while (move := following()) is not None:
+            if not standing:  # of a search that was killed
+                kept.start(plan_of(units, chosen))
+                standing = True
             trial = _moved(units, chosen, move)
             kl = kept.attempt(plan_of(units, trial), [name for unit in (move[0], move[2]) for name in units[unit].tensors])
             accepted = falls(log.kl, kl)
@@ -149,14 +158,16 @@ def search(gathered: Gathered, units: Sequence[Unit], chosen: Sequence[Option], 
             if accepted:
                 note(f"{units[move[0]].tensors[0]} {trial[move[0]].codec or 'as it is'}, {units[move[2]].tensors[0]} "
                      f"{trial[move[2]].codec or 'as it is'}: KL {sum(log.kl) / len(kl):.4f} -> {sum(kl) / len(kl):.4f}")
-                slack += sum(o.nbytes for o in chosen) - sum(o.nbytes for o in trial)
-                chosen, log.kl = trial, kl
+                slack, chosen, log.kl = slack + _nbytes(chosen) - _nbytes(trial), trial, kl
             log.trials.append((*move, accepted))
-            log.seconds += time.perf_counter() - started
-            write_atomic(place, json.dumps(asdict(log)).encode())
+            started = keep(started)
             advance()
     kept.drop()
     return chosen, log.report()
+
+
+def _nbytes(options: Sequence[Option]) -> int:
+    return sum(option.nbytes for option in options)
 
 
 def falls(before: Sequence[float], after: Sequence[float]) -> bool:
@@ -225,17 +236,18 @@ class _States:
 
 
 def swap(gathered: Gathered, kind: Target, budget: Budget, units: Sequence[Unit], chosen: Sequence[Option],
-         candidates: Candidates, reference: Tensor, predicted: float) -> tuple[list[Option], dict[str, Any] | None]:
+         candidates: Candidates, reference: Tensor, predicted: float, folder: str,
+         ) -> tuple[list[Option], dict[str, Any] | None]:
     """The search where it is wanted and there is something to swap, else the plan as it is. predicted: the plan's corrected
-    KL."""
+    KL. folder: of the workspace, for this plan's search."""
     if not wanted(units, chosen, predicted):
         return list(chosen), None
 
     def size(plan: Mapping[str, str]) -> int:
         return kind.size(gathered.checkpoint, plan)
 
-    slack = 0 if budget.size is None else budget.size - size(plan_of(units, chosen))
+    planned = size(plan_of(units, chosen))
+    slack = largest_size(budget, planned) - planned
     if next(proposals(units, chosen, (), slack), None) is None:
         return list(chosen), None
-    return search(gathered, units, chosen, candidates, reference, within(units, chosen, budget, size), f"{budget.name}/swaps",
-                  slack)
+    return search(gathered, units, chosen, candidates, reference, within(units, chosen, budget, size), folder, slack)
