@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -36,6 +37,18 @@ def test_errors_have_two_significant_figures() -> None:
     assert words.plus_minus(0.065432, 0.00194) == "0.0654 ± 0.0019"
     assert words.plus_minus(24.612, 0.42) == "24.61 ± 0.42"
     assert words.plus_minus(24.612, None) == "24.6"
+
+
+def test_what_swaps_and_training_bought_is_said_in_the_same_words() -> None:
+    """0.05 nats in 90 s are 0.0333 a minute; 0.02 in two passes of 30 s, 0.02."""
+    document: Any = build()
+    document["result"]["swaps"] = {"trials": 9, "accepted": 2, "kl_before": 0.45, "kl_after": 0.4, "seconds": 90.0}
+    document["result"]["gains"] = {"numbers": 1792, "kl_before": 0.22, "kl_after": 0.2,
+                                   "passes": [{"kl": 0.205, "seconds": 30.0}, {"kl": 0.2, "seconds": 30.0}]}
+    facts = {label: (value, means) for label, value, means in words.facts(document)}
+    assert facts["Swapped formats"] == ("2 of 9 tried", "KL 0.450 to 0.400 in 1 min 30 s: 0.0333 a minute, before the final "
+                                        "solve")
+    assert facts["Trained gains and scales"] == ("1,792", "KL 0.220 to 0.200 in 1 min 00 s: 0.0200 a minute, 2 passes")
 
 
 def test_the_verdict_names_who_vouches_for_it() -> None:
