@@ -51,16 +51,18 @@ class Rounding(Protocol):
 class Grids:
     """The codecs' own grids: those of the same codec together, then each matrix by itself in its output Fisher's metric.
 
-    fisher: tensor name -> B (O, O) or its diagonal; without it the rows stay as cancellation left them."""
+    fisher: tensor name -> B (O, O) or its diagonal; without it the rows stay as cancellation left them. feedback: of
+    cancellation; False is nearest rounding under searched scales."""
 
     fisher: Callable[[str], Tensor] | None = None
+    feedback: bool = True
 
     def solve(self, weights: Mapping[str, Tensor], moment_II: Tensor, plan: Mapping[str, str]) -> Mapping[str, Coded]:
         metric = Metric.of(moment_II, damping=DAMPING)
         solved: dict[str, Coded] = {}
         for codec in sorted({plan[tensor] for tensor in weights}):
             together = {tensor: w for tensor, w in weights.items() if plan[tensor] == codec}
-            solved |= solve_together(together, metric, codecs.get(codec), refits=REFITS)
+            solved |= solve_together(together, metric, codecs.get(codec), feedback=self.feedback, refits=REFITS)
         if (fisher := self.fisher) is not None:
             def better(tensor: str) -> Coded:
                 return descend(solved[tensor], weights[tensor], metric.moment_II, fisher(tensor))
