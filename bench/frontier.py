@@ -23,7 +23,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import ggml
 import gguf
 import torch
 from peers import rows as peers
@@ -158,6 +157,8 @@ class Table:
 
     def imatrix(self) -> None:
         """llama.cpp's kernels with an importance matrix, and ours at the bytes of each file."""
+        import ggml  # needs the gguf extra, as no other row does
+
         args, ours = self.args, dict[int, dict[str, float]]()
         for kind in ("Q4_0", "IQ4_NL", "Q2_K"):
             start = clock()

@@ -41,7 +41,7 @@ from supremum.gather import Gathered, gather, gather_fisher, window_length
 from supremum.measure.streamed import final_hidden, streamed_quality
 from supremum.plain import plain
 from supremum.solve.candidates import load_coded, save_matrices
-from supremum.solve.final import Grids, _joint, _solve_repeated, solve_final
+from supremum.solve.final import Grids, joint_weights, solve_final, solve_repeated
 from supremum.solve.gains import train_gains
 from supremum.stats.sweep import Inputs, accumulate, hidden_file, moments, run_block
 from supremum.text.windows import read_windows
@@ -79,7 +79,7 @@ def weighted(gathered: Gathered, number: int, keys: dict[str, str]) -> dict[str,
     call, workspace = gathered.calls[number], gathered.workspace
     scores = {name.removeprefix("w|"): score_NT.flatten()
               for name, score_NT in gathered.block_fisher(call.block, "w|").items()}
-    roots = {key: _joint([scores[name] for name in keys if keys[name] == key]).sqrt() for key in set(keys.values())}
+    roots = {key: joint_weights([scores[name] for name in keys if keys[name] == key]).sqrt() for key in set(keys.values())}
     sums: dict[str, Tensor] = {}
     seen: Counter[str] = Counter()
 
@@ -102,7 +102,7 @@ def on_originals(gathered: Gathered, plan: dict[str, str], grids: Grids, folder:
         sums, keys = moments(gathered.workspace, gathered.calls, block)
         if weigh and blocks.count(block) == 1:
             sums = weighted(gathered, blocks.index(block), keys)
-        solved = _solve_repeated(block, plan, gathered.weight, sums, keys, grids)
+        solved = solve_repeated(block, plan, gathered.weight, sums, keys, grids)
         file = f"{folder}/{blocks.index(block):04d}.safetensors"
         save_matrices(gathered.workspace, file, solved)
         files |= dict.fromkeys(solved, file)

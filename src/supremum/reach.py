@@ -105,7 +105,7 @@ def reach(gathered: Gathered, units: list[Unit], candidates: Candidates, referen
             break
         tried.append(plan)
         result = solved(plan, attempt)
-        kl = result[1].quality["kl_mean"]
+        kl = max(result[1].quality["kl_mean"], 1e-9)
         if kl <= budget.max_kl:
             found.append(result)
         if NEAR * budget.max_kl <= kl <= budget.max_kl or _nats(plan) == 0:
@@ -113,7 +113,7 @@ def reach(gathered: Gathered, units: list[Unit], candidates: Candidates, referen
         note(f"measured KL {kl:.4f} is {'above' if kl > budget.max_kl else 'well below'} {budget.max_kl:g}; planning again")
         factor = (1.03 if kl > budget.max_kl else 1) * kl / _nats(plan)
     if not found:
-        raise BudgetError(f"KL {budget.max_kl:g} was not reached in {ATTEMPTS} plans (last: {kl:.4f}).",
+        raise BudgetError(f"KL {budget.max_kl:g} was not reached in {len(tried)} plans (last: {kl:.4f}).",
                           "Allow more KL, or more bytes.")
     return min(found, key=lambda each: kind.size(gathered.checkpoint, each[1].coded.plan))
 

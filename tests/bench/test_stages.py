@@ -59,7 +59,7 @@ def test_equal_weights_give_the_moments_of_the_sweep(bench: Any, tiny_model: Any
     sums, keys = moments(gathered.workspace, gathered.calls, gathered.calls[1].block)
     other = bench.weighted(gathered, 1, keys)
     assert set(other) == set(sums) and all((other[key] - sums[key]).norm() > 0.01 * sums[key].norm() for key in sums)
-    joint = bench._joint
-    monkeypatch.setattr(bench, "_joint", lambda scores: joint([score.new_ones(score.shape) for score in scores]))
+    joint = bench.joint_weights
+    monkeypatch.setattr(bench, "joint_weights", lambda scores: joint([score.new_ones(score.shape) for score in scores]))
     for key, found in bench.weighted(gathered, 1, keys).items():
         assert (found - sums[key]).norm() < 1e-5 * sums[key].norm()

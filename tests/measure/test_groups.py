@@ -38,6 +38,15 @@ def test_the_gap_is_that_of_the_best_and_the_worst_of_any_number_of_groups() -> 
     assert gap.acc_reference is not None and gap.acc_reference.value == 0 and gap.acc_reference.p == 1
 
 
+def test_the_references_gap_is_that_of_the_same_two_groups() -> None:
+    """A model that turns the order of the groups round moves the gap from -0.4 to 0.4."""
+    groups: list[str | None] = ["a"] * 5 + ["b"] * 5
+    ours, theirs = np.array([True] * 5 + [True] * 3 + [False] * 2), np.array([True] * 3 + [False] * 2 + [True] * 5)
+    (gap,) = group_gaps([task(groups)], [ours], [theirs])
+    assert gap.groups == ("b", "a") and gap.acc.value == pytest.approx(0.4)
+    assert gap.acc_reference is not None and gap.acc_reference.value == pytest.approx(-0.4)
+
+
 def test_two_groups_are_enough_and_one_is_none() -> None:
     right = np.array([True, False, True, True])
     (gap,) = group_gaps([task(["b", "a", "b", "a"])], [right], [None])

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from scipy.stats import binomtest
 from sklearn import metrics as sklearn
 from typer.testing import CliRunner
@@ -145,7 +146,7 @@ def test_the_command_line_prints_writes_and_draws_it(tuned: Path, tmp_path: Path
     shown = CliRunner().invoke(app, [*words, "--page", str(tmp_path / "a.html")])
     assert shown.exit_code == 0, shown.output
     assert max(len(line) for line in shown.output.splitlines()) <= 80
-    for expected in ("classify: 32 test rows", "accuracy", "ece", "McNemar", "label by label", "robustness", "carried by"):
+    for expected in ("classify: 32 test rows", "accuracy", "ece", "McNemar", "label by label", "robustness", "weighed most"):
         assert expected in shown.output, expected
     page = (tmp_path / "a.html").read_text()
     for expected in ("Task: classify", "Label by label", "Robustness: accuracy", "attentiontask-0", "this model"):
@@ -216,6 +217,34 @@ def test_models_that_cannot_be_compared_are_refused(tuned: Path, tiny_model: Cal
     (tmp_path / "several" / "tune.json").write_text('{"tasks": {"a": {}, "b": {}}, "inputs": {}}')
     with pytest.raises(SupremumError, match=r"several tasks. Name one of them: .*a, .*b\."):
         evaluate_tuned(tmp_path / "several")
+
+
+def test_what_cannot_be_explained_or_scored_is_refused_before_or_at_once(tuned: Path, tmp_path: Path) -> None:
+    for name in ("tokens", "broken"):
+        shutil.copytree(tuned, tmp_path / name)
+    place = tmp_path / "tokens" / "tokenizer.json"
+    tokenizer = json.loads(place.read_text())
+    tokenizer["model"]["vocab"] = {f"{word}x" if number == 40 else word: number
+                                   for word, number in tokenizer["model"]["vocab"].items()}
+    tokenizer["model"]["merges"] = []
+    place.write_text(json.dumps(tokenizer))
+    with pytest.raises(SupremumError, match="have different tokens"):
+        evaluate_tuned(tmp_path / "tokens", tuned, explained=1)
+    weights = load_file(tmp_path / "broken" / "model.safetensors")
+    weights["classifier.weight"].fill_(3e38)
+    save_file(weights, tmp_path / "broken" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(SupremumError, match="32 of 32 rows get no finite answer"):
+        evaluate_tuned(tmp_path / "broken", tuned)
+    with pytest.raises(SupremumError, match="nowhere"):
+        evaluate_tuned(tmp_path / "nowhere", tuned)
+
+
+def test_vectors_of_a_base_with_a_head_are_its_trunks(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
+    """The base of `tune` is such a model: nothing trained, its figures are the same."""
+    base = tiny_model("bert")
+    tune(recipe(tmp_path, base, lstm=False, task="embed", epochs=0), tmp_path, tmp_path / "out")
+    changes = [one.change for one in evaluate_tuned(base, tmp_path / "out").scored.figures.values()]
+    assert changes and all(change is not None and change.value == pytest.approx(0, abs=1e-6) for change in changes)
 
 
 TAGS = [["B-a", "I-a", "O"], ["O", "B-b", "O"], ["B-a", "O", "B-b"], ["O", "O", "B-a"]]

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -124,6 +125,12 @@ def explain_row(model: Any, original: Any, inputs: Mapping[str, Sequence[int]], 
                      float((logp_C.exp() * (logp_C - logq_C)).sum()), float(likeness), one, other)
 
 
+def check_captum() -> None:
+    """Raises SupremumError where what `occluded` needs is not installed."""
+    if not find_spec("captum"):
+        raise SupremumError("--explain needs captum, which is not installed.", "pip install 'supremum[explain]'")
+
+
 def _shown(tokenizer: Any, index: int) -> str:
     text: str = tokenizer.decode([index], clean_up_tokenization_spaces=False)
     return text
@@ -139,10 +146,8 @@ def occluded(model: Any, ids: Tensor, place: int | None, target: int,
              beside: Mapping[str, Tensor] | None = None) -> list[float]:
     """What each token adds to log p of the target at `place`; of a classifier's label without one. beside: what else the
     model is given (1, T)."""
-    try:
-        from captum.attr import FeatureAblation
-    except ImportError as error:
-        raise SupremumError("--explain needs captum, which is not installed.", "pip install 'supremum[explain]'") from error
+    check_captum()
+    from captum.attr import FeatureAblation
 
     def log_p(x_BTD: Tensor) -> Tensor:
         more = {name: row.to(x_BTD.device).expand(len(x_BTD), -1) for name, row in (beside or {}).items()}

@@ -6,7 +6,8 @@
 
 The first is never negative, and above zero by chance alone: its interval draws each group's cases with replacement and takes
 greatest less least anew (Efron 1979), and its p is the share of 1,000 shufflings of the groups over the cases whose gap is as
-great (Fisher 1935). Cases without a group count in the task's accuracy only.
+great (Fisher 1935). The reference's figure is of the two groups that
+are the model's least and greatest. Cases without a group count in the task's accuracy only.
 """
 
 from __future__ import annotations
@@ -52,8 +53,9 @@ def _within(task: Task, right: np.ndarray, reference: np.ndarray | None, seed: i
         return
     rates = {name: wilson(int(right[found].sum()), len(found)) for name, found in sorted(places.items())}
     ordered = sorted(rates, key=lambda name: rates[name].value)
-    yield GroupGap(task.name, (ordered[0], ordered[-1]), False, _range(right, places, seed),
-                   _range(reference, places, seed) if reference is not None else None, rates)
+    worst, best = (places[ordered[at]] for at in (0, -1))
+    before = unpaired_mean(reference[worst], reference[best], seed=seed) if reference is not None else None
+    yield GroupGap(task.name, (ordered[0], ordered[-1]), False, _range(right, places, seed), before, rates)
 
 
 def _range(right: np.ndarray, places: Mapping[str, Sequence[int]], seed: int) -> Interval:

@@ -20,6 +20,7 @@ from torch import Tensor
 from ..errors import SupremumError
 from ..text.windows import frame
 
+AS_IT_IS = "as it is"  # what is not disturbed, beside the names of KINDS
 RATE = 0.1
 ROWS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
 WORD = re.compile(r"[^\W\d_]{4,}")

@@ -18,8 +18,8 @@ from .answers import Answers, score
 from .cache import KIVI, CacheQuality, cache_bytes, evaluate_cache
 from .details import Details, details
 from .encoders import EncoderQuality, compare_pooled, pooled
-from .explain import Explained, explain
-from .perturb import perturbed_windows
+from .explain import Explained, check_captum, explain
+from .perturb import perturb, perturbed_windows
 from .scores import Quality, TokenScores, summarise
 
 
@@ -88,6 +88,10 @@ def evaluate_texts(model: str | Path, reference: str | Path | None = None, *, te
     if explained and reference is None:
         raise SupremumError("--explain shows why an answer changed; there is nothing that it changed from.",
                             "Name the original with --reference.")
+    for name in disturb:
+        perturb("", name)
+    if explained:
+        check_captum()
     candidate, original, kind = _opened(model, reference, dtype)
     sources: list[str | None] = [str(text) for text in texts] if texts else [None]
     cut = [_windows(original or candidate, [source] if source else None, tokens, length, seed) for source in sources]

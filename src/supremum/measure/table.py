@@ -14,6 +14,7 @@ from .cache import CacheQuality
 from .details import Details
 from .encoders import EncoderQuality
 from .intervals import Interval
+from .perturb import AS_IT_IS
 from .quality import TextQuality
 from .scores import Quality
 from .zeroshot import TaskReport
@@ -66,7 +67,7 @@ def _perturbed(one: TextQuality) -> Table:
     table = Table("text", "bits a byte", "original", "KL", "same token", title="robustness", min_width=48)
     for column in table.columns[1:]:
         column.justify = "right"
-    for name, each in {"as it is": one, **one.perturbed}.items():
+    for name, each in {AS_IT_IS: one, **one.perturbed}.items():
         quality, found = each.quality, each.details
         if isinstance(quality, Quality) and found is not None:
             same = "" if quality.same_top is None else f"{100 * quality.same_top:.1f} %"
@@ -143,9 +144,10 @@ def render_tasks(report: TaskReport) -> Table:
             row("  by length", task.cases, task.acc_norm, task.acc_norm_reference, task.flips_norm, None)
     for gap in report.gaps:
         first, second = gap.groups
-        table.add_row(escape(_cut(f"{second} - {first}")), "", f"{100 * gap.acc.value:+.1f}",
+        before = f"{100 * gap.acc_reference.value:+.1f}" if gap.acc_reference else ""
+        table.add_row(escape(f"{_cut(gap.name)}: {_cut(f'{second} - {first}')}"), "", f"{100 * gap.acc.value:+.1f}",
                       f"{100 * gap.acc.low:.1f} - {100 * gap.acc.high:.1f}",
-                      *([f"{100 * gap.acc_reference.value:+.1f}", "", "", ""] if gap.acc_reference else [""] * 4 * compared))
+                      *([before, "", _or_blank(gap.acc.p, 2), ""] if compared else []))
     return table
 
 

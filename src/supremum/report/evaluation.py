@@ -14,6 +14,8 @@ from ..workspace import write_atomic
 from .theme import GRID, Figure, layout
 from .words import percent, plus_minus
 
+AS_IT_IS = "as it is"  # measure/perturb.py, which a page need not load
+
 LEGEND = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}
 SIDES = (("reference", "original"), ("model", "this model"))
 ROW = 34  # pixels of a task or a slice
@@ -50,7 +52,7 @@ def _task(task: dict[str, Any] | None) -> dict[str, Any] | None:
     if task is None:
         return None
     whole, metric = task["scored"], task["metric"]
-    each = {"as it is": whole, **task["perturbed"]}
+    each = {AS_IT_IS: whole, **task["perturbed"]}
     return {**task, **whole, "figures": [{"name": name, "cells": _cells(one)} for name, one in whole["figures"].items()],
             "labels": [{**one, "cells": _cells(one["f1"])} for one in whole["labels"]],
             "perturbed": [{"name": name, "cells": _cells(one["figures"][metric])} for name, one in each.items()]
@@ -79,7 +81,7 @@ def _task_verdict(document: dict[str, Any]) -> str:
 def _rows(text: dict[str, Any]) -> list[dict[str, str]]:
     """The text as it is, then disturbed."""
     found = []
-    for name, one in {"as it is": text, **text["perturbed"]}.items():
+    for name, one in {AS_IT_IS: text, **text["perturbed"]}.items():
         quality, details = one["quality"], one["details"] or {}
         if "perplexity" not in quality:  # an encoder without a head
             return [{"name": name, "cosine": plus_minus(quality["cosine_mean"], quality["cosine_se"]),
@@ -134,7 +136,7 @@ def tasks(rows: Sequence[dict[str, Any]]) -> Figure:
 def robustness(task: dict[str, Any]) -> Figure:
     """The task's metric of both models, rows as they are and disturbed."""
     rows = [(name, one["figures"][task["metric"]])
-            for name, one in {"as it is": task["scored"], **task["perturbed"]}.items()]
+            for name, one in {AS_IT_IS: task["scored"], **task["perturbed"]}.items()]
     data = [_dots([(name, one[key]) for name, one in rows], side, colour, symbol, 1)
             for key, side, colour, symbol in (("reference", "original", "var(--baseline)", "circle-open"),
                                               ("value", "this model", "var(--measured)", "circle")) if rows[0][1][key]]

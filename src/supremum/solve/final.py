@@ -112,7 +112,7 @@ def solve_final(stream: BlockStream, windows_NT: Tensor, workspace: Workspace, p
                     solved, output_NTd = _solve_block(block, call, original_NTd, drifted_NTd, chosen, weight, keys, scores,
                                                        rounding)
                 else:
-                    solved = _solve_repeated(call.block, chosen, weight, sums, keys, rounding)
+                    solved = solve_repeated(call.block, chosen, weight, sums, keys, rounding)
                 save_matrices(workspace, file, solved)
             if output_NTd is None:
                 for tensor, codec in chosen.items():
@@ -138,7 +138,7 @@ def _solve_block(block: nn.Module, call: Call, original_NTd: Tensor, drifted_NTd
     walk = Walk(block, call, drifted_NTd, order, places)
     solved: dict[str, Matrix] = {}
     for key, drifted in walk:
-        drift = _drift(originals.pop(key), drifted, _joint([scores[name] for name in keys if keys[name] == key]))
+        drift = _drift(originals.pop(key), drifted, joint_weights([scores[name] for name in keys if keys[name] == key]))
         weights = {tensor: weight(tensor) for name, tensor in planned.items() if keys[name] == key}
         width = drifted_NTd.shape[-1]
         alone = key not in places and key != order[0] and any(w.shape[0] == width for w in weights.values())
@@ -152,7 +152,7 @@ def _solve_block(block: nn.Module, call: Call, original_NTd: Tensor, drifted_NTd
     return solved, walk.output
 
 
-def _solve_repeated(block: str, plan: Mapping[str, str], weight: Oriented, sums: Mapping[str, Tensor],
+def solve_repeated(block: str, plan: Mapping[str, str], weight: Oriented, sums: Mapping[str, Tensor],
                     keys: Mapping[str, str], rounding: Rounding) -> dict[str, Matrix]:
     """A block that is used more than once sees other inputs each time: solved on the gathered moments, nothing corrected."""
     solved: dict[str, Matrix] = {}
@@ -164,7 +164,7 @@ def _solve_repeated(block: str, plan: Mapping[str, str], weight: Oriented, sums:
     return solved
 
 
-def _joint(scores: list[Tensor]) -> Tensor:
+def joint_weights(scores: list[Tensor]) -> Tensor:
     """Weights (tokens,) of mean 1 of an input that several layers read: the norm of all their gradients together."""
     weight_T = torch.stack(scores).square().sum(0).sqrt()
     return weight_T / weight_T.mean().clamp_min(1e-30)

@@ -58,6 +58,8 @@ def reopen(checkpoint: Checkpoint, task: Task) -> tuple[Any, Any]:
     so. Raises SupremumError where it has no such head."""
     tokenizer = _fitted(checkpoint, task, checkpoint.source)
     model: Any = checkpoint.model(torch.float32)
+    if task.auto == "AutoModel":  # vectors are the trunk's
+        model = model.base_model
     _check_head(model, task, checkpoint.source)
     model.config.pad_token_id = tokenizer.pad_token_id
     return model.eval(), tokenizer

@@ -17,19 +17,17 @@ from typing import Any
 
 import numpy as np
 
-from ..checkpoint import open_checkpoint
+from ..checkpoint import Checkpoint, open_checkpoint
 from ..errors import SupremumError
-from ..measure.explain import Explained, explain_row
+from ..measure.explain import Explained, check_captum, explain_row
 from ..measure.intervals import Compared, compare_all, mcnemar
 from ..measure.metrics import calibration_error
-from ..measure.perturb import perturb
+from ..measure.perturb import AS_IT_IS, perturb
 from ..progress import phase
 from .base import reopen
 from .rows import Row, digest
 from .tasks import Task
 from .tuned import Known, is_tuned, known
-
-AS_IT_IS = "as it is"
 
 
 @dataclass(frozen=True)
@@ -103,24 +101,24 @@ def evaluate_tuned(model: str | Path, reference: str | Path | None = None, *, da
     by the seed. disturb: names of `perturb.KINDS`. explained: rows whose change is explained (one label a row only). Raises
     SupremumError for rows that are gone, models of different tasks, labels or rows, and a model without the task's head.
     """
-    lead, task, own = _tasks(model, reference, Path(data) if data else None)
-    _check_explained(task, explained, reference)
     for kind in disturb:
         perturb("", kind)
+    lead, task, own = _tasks(model, reference, Path(data) if data else None)
+    opened = [open_checkpoint(source) for source in (model, reference) if source is not None]
+    _check_explained(task, explained, opened)
     rows = lead.rows["test"]
     chosen = range(len(rows)) if samples is None or samples >= len(rows) else sorted(
         np.random.default_rng(seed).choice(len(rows), samples, replace=False).tolist())
     sets = {AS_IT_IS: [rows[place] for place in chosen]} | {
         kind: [task.disturbed(rows[place], kind, f"{seed} {place}") for place in chosen] for kind in disturb}
-    theirs = _answers(reference, task, sets, lead.recipe.score_batch, "reference") if reference is not None else {}
-    ours = _answers(model, own, sets, lead.recipe.score_batch, "model")
+    ours = _answers(opened[0], own, sets, lead.recipe.score_batch, "model")
+    theirs = _answers(opened[1], task, sets, lead.recipe.score_batch, "reference") if opened[1:] else {}
     with phase("intervals", len(sets)) as advance:
         scored = {}
         for name, some in sets.items():
             scored[name] = _scored(task, task.truth(some), ours[name], theirs.get(name), seed)
             advance()
-    why = _why(model, reference, task, sets[AS_IT_IS], ours[AS_IT_IS], theirs[AS_IT_IS], explained) \
-        if explained and reference is not None else []
+    why = _why(opened, task, sets[AS_IT_IS], ours[AS_IT_IS], theirs[AS_IT_IS], explained) if explained else []
     whole = scored.pop(AS_IT_IS)
     return TaskEvaluation(task.name, task.metric, len(chosen), len(rows), digest(rows), lead.leaked, lead.as_tuned, whole,
                           scored, why)
@@ -135,9 +133,7 @@ def _tasks(model: str | Path, reference: str | Path | None, data: Path | None) -
                             "Name the tuned model that it comes from with --reference.")
     lead, last = found[0], found[-1]
     if last.task.name != lead.task.name or last.task.labels != lead.task.labels:
-        said = [" with the labels ".join([one.task.name, ", ".join(one.task.labels[:8])][: 1 + bool(one.task.labels)])
-                for one in (last, lead)]
-        raise SupremumError(f"{model} was tuned for {said[0]}, {reference} for {said[1]}.",
+        raise SupremumError(f"{model} was tuned for {_described(last.task)}, {reference} for {_described(lead.task)}.",
                             "Compare models of one task and its labels; evaluate each alone.")
     if digest(last.rows["test"]) != digest(lead.rows["test"]):
         raise SupremumError(f"{model} and {reference} have different test rows ({len(last.rows['test'])} and "
@@ -146,31 +142,50 @@ def _tasks(model: str | Path, reference: str | Path | None, data: Path | None) -
     return lead, lead.task, last.task if last is not lead else copy.deepcopy(lead.task)
 
 
-def _check_explained(task: Task, explained: int, reference: str | Path | None) -> None:
+def _described(task: Task) -> str:
+    return task.name + (f" with the labels {', '.join(task.labels)}" if task.labels else "")
+
+
+def _check_explained(task: Task, explained: int, opened: Sequence[Checkpoint]) -> None:
+    """Refuse before any row is scored what cannot be explained. opened: the model and its reference."""
     if not explained:
         return
-    if reference is None:
+    if len(opened) < 2:
         raise SupremumError("--explain shows why an answer changed; there is nothing that it changed from.",
                             "Name the original with --reference.")
     if task.name not in ("classify", "pairs"):
         raise SupremumError(f"--explain shows what each token adds to one label; {task.name} says no such.",
                             "Leave it out; it explains the tasks classify and pairs, and with --text a language model.")
+    one, other = (checkpoint.tokenizer().get_vocab() for checkpoint in opened)
+    if one != other:
+        raise SupremumError(f"--explain compares what single tokens add; {opened[0].source} and {opened[1].source} have "
+                            "different tokens.", "Leave it out, or explain beside a model of the same base.")
+    check_captum()
 
 
-def _answers(source: str | Path, task: Task, sets: Mapping[str, Sequence[Row]], batch: int,
+def _answers(checkpoint: Checkpoint, task: Task, sets: Mapping[str, Sequence[Row]], batch: int,
              label: str) -> dict[str, _Answers]:
-    model, tokenizer = reopen(open_checkpoint(source), task)
+    model, tokenizer = reopen(checkpoint, task)
     found = {}
     with phase(f"answers of the {label}", len(sets)) as advance:
         for name, rows in sets.items():
             logits_NC = task.logits(model, tokenizer, rows, batch)
             if logits_NC is None:
                 found[name] = _Answers(task.predict(model, tokenizer, rows, batch), None)
+                _check_finite(checkpoint, [one for one in found[name].said if isinstance(one, np.ndarray)])
             else:
+                _check_finite(checkpoint, logits_NC.numpy())
                 said = [task.labels[number] for number in logits_NC.argmax(-1).tolist()]
                 found[name] = _Answers(said, logits_NC.double().softmax(-1).numpy())
             advance()
     return found
+
+
+def _check_finite(checkpoint: Checkpoint, answers: Sequence[Any] | np.ndarray) -> None:
+    """answers: numbers (K,) of each row."""
+    if lost := sum(not np.isfinite(one).all() for one in answers):
+        raise SupremumError(f"{checkpoint.source}: {lost:,} of {len(answers):,} rows get no finite answer.",
+                            "The file is damaged, or its numbers overflow: write it again with more bits.")
 
 
 def _scored(task: Task, truth: list[Any], ours: _Answers, theirs: _Answers | None, seed: int) -> Scored:
@@ -222,13 +237,13 @@ def _labels(task: Task, truth: list[Any], ours: _Answers, theirs: _Answers | Non
     return labels
 
 
-def _why(model: str | Path, reference: str | Path, task: Task, rows: Sequence[Row], ours: _Answers, theirs: _Answers,
+def _why(opened: Sequence[Checkpoint], task: Task, rows: Sequence[Row], ours: _Answers, theirs: _Answers,
          count: int) -> list[Why]:
     """The `count` rows in which the probability of the reference's likeliest label changed most."""
     assert ours.chances_NC is not None and theirs.chances_NC is not None
     every_N, likeliest_N = np.arange(len(rows)), theirs.chances_NC.argmax(1)
     change_N = ours.chances_NC[every_N, likeliest_N] - theirs.chances_NC[every_N, likeliest_N]
-    (original, tokenizer), (changed, _) = (reopen(open_checkpoint(source), task) for source in (reference, model))
+    (changed, _), (original, tokenizer) = (reopen(checkpoint, task) for checkpoint in opened)
     found = []
     with phase("explain", min(count, len(rows))) as advance:
         for place in np.argsort(-np.abs(change_N), kind="stable")[:count].tolist():

@@ -53,7 +53,7 @@ def render_evaluation(found: TaskEvaluation, compared: bool) -> Group:
         for name, one in {AS_IT_IS: found.scored, **found.perturbed}.items():
             table.add_row(name, *_cells(one.figures[found.metric]))
         parts.append(table)
-    parts += [Text(f"{why.where}: {why.label!r}, p({why.explained.target}) {why.change:+.3f}; carried by {_carried(why)}")
+    parts += [Text(f"{why.where}: {why.label!r}, p({why.explained.target}) {why.change:+.3f}; weighed most: {_weighed(why)}")
               for why in found.explained]
     return Group(*parts)
 
@@ -93,13 +93,19 @@ def _lines(found: TaskEvaluation) -> list[str]:
         lines.append(f"The same answer in {100 * scored.same:.1f} % of the rows.")
     for name, value in scored.more.items():
         before = scored.more_reference.get(name)
-        said, was = (f"{one:.4g}" if isinstance(one, float) else str(one) for one in (value, before))
+        said, was = map(_number, (value, before))
         lines.append(f"{name}: {said}" + (f" (original {was})" if before is not None and before != value else ""))
     if not found.as_tuned:
         lines.append("These are not the test rows of when it was tuned.")
     if found.leaked:
         lines.append(f"{found.leaked:,} test rows also stand in the training text; their score says little.")
     return lines
+
+
+def _number(value: Any) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:,.0f}" if value.is_integer() and abs(value) >= 1000 else f"{value:.4g}"
 
 
 def _labels(scored: Scored, compared: bool) -> Table:
@@ -116,8 +122,8 @@ def _labels(scored: Scored, compared: bool) -> Table:
     return table
 
 
-def _carried(why: Any) -> str:
-    """The three tokens that add most to the original's label, for the original and for this model."""
+def _weighed(why: Any) -> str:
+    """The three tokens that weigh most for or against the original's label, for the original and for this model."""
     sides = []
     for name, side in (("original", why.explained.reference), ("now", why.explained.model)):
         best = sorted(range(len(side.shares)), key=lambda place: -abs(side.shares[place]))[:3]
