@@ -40,7 +40,7 @@ class HeldOutLeaks:
     worst: list[dict[str, Any]] = field(default_factory=list)
 
 
-def said(found: Mapping[str, Any]) -> str:
+def in_words(found: Mapping[str, Any]) -> str:
     """`HeldOutLeaks`, as train.json holds them, in one line."""
     short = f"; {found['short']:,} too short to look for" if found["short"] else ""
     if not found["windows"]:

@@ -34,7 +34,7 @@ from ..text.sources import files_of
 from ..versions import version_of
 from ..workspace import Workspace
 from .corpus import Chunks, PackedChunks, TokenizerRecipe, chunks, make_tokenizer, packed_chunks
-from .leaks import held_out_leaks, said
+from .leaks import held_out_leaks, in_words
 from .models import Model, build, multiplied, objective_of
 from .objectives import LOSSES, Hide, Objective, Pad, PadReplaced, wrapped
 from .recipe import Training, limits, load
@@ -133,7 +133,7 @@ def held_out(fitted: Fitted, held: Chunks | PackedChunks, hide: Hide, collator: 
              ) -> dict[str, float] | None:
     """Mean loss a token over the held-out chunks, each hidden in one way that the seed fixes, with its standard error over
     chunks."""
-    places = _scored(held)
+    places = _places_scored(held)
     if not places:
         return None
     model, device = fitted.trainer.model_wrapped if recipe.fsdp else fitted.trainer.model, fitted.trainer.args.device
@@ -152,16 +152,16 @@ def held_out(fitted: Fitted, held: Chunks | PackedChunks, hide: Hide, collator: 
     return {"loss": mean, "error": spread, "tokens": total}
 
 
-def _scored(held: Chunks | PackedChunks) -> list[int]:
+def _places_scored(held: Chunks | PackedChunks) -> list[int]:
     """The chunks that the held-out loss is taken on, evenly over all."""
     return [int(index) for index in np.linspace(0, len(held) - 1, min(len(held), HELD_MOST))]
 
 
 def _leaks(learned: Chunks | PackedChunks, held: Chunks | PackedChunks, tokenizer: Any) -> dict[str, Any] | None:
     """What of the held-out text stands in the training text, said if any does."""
-    found = held_out_leaks(learned, held, _scored(held), tokenizer)
+    found = held_out_leaks(learned, held, _places_scored(held), tokenizer)
     if found and found.leaked:
-        note(f"{said(asdict(found))}: the held-out loss says less of new text.")
+        note(f"{in_words(asdict(found))}: the held-out loss says less of new text.")
     return asdict(found) if found else None
 
 
@@ -274,7 +274,7 @@ def render(document: dict[str, Any]) -> Any:
         ("parameters", f"{document['parameters']:,}"), ("steps", f"{document['steps']:,}"),
         ("tokens", f"{document['tokens']:,}"), ("training loss", f"{document['loss']:.4f}" if document["loss"] else "-"),
         ("held-out loss", f"{held['loss']:.4f} +- {held['error']:.4f}" if held else "-"),
-        ("held-out text", said(document["leaks"]) if document["leaks"] else "not looked for in the training text"),
+        ("held-out text", in_words(document["leaks"]) if document["leaks"] else "not looked for in the training text"),
         ("time", f"{document['seconds']:.0f} s" + (f", {joules / 3600:.1f} Wh" if joules else "")),
         ("speed", f"{document['tokens_per_second']:,.0f} tokens/s" + (f", MFU {mfu:.1%}" if mfu else "")),
         ("skipped steps", str(len(document["skipped"]))),
