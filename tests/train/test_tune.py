@@ -18,7 +18,8 @@ from supremum.train.base import load as load_base
 from supremum.train.baselines import baselines
 from supremum.train.several import tune_several
 from supremum.train.tasks import make
-from supremum.train.tune import Grouped, leaks, tune
+from supremum.train.tune import Grouped, rows_in_training, tune
+from supremum.train.tuned import known
 from supremum.train.watch import Watch
 from supremum.train.ways import Unfreeze, Way, blocks, counts, merged, prepare
 from tests.conftest import tiny_tokenizer
@@ -205,9 +206,18 @@ def test_several_processes_are_refused(tiny_model: Callable[..., Path], tmp_path
         tune(recipe(tmp_path, tiny_model("bert")), tmp_path, tmp_path / "out")
 
 
+def test_the_rows_are_found_from_another_folder(tiny_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = recipe(tmp_path, tiny_model("bert"), lstm=False, epochs=0)
+    monkeypatch.chdir(tmp_path)
+    assert tune(path.name).path == path.stem  # --data and --out as `train` has them
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert known(tmp_path / path.stem, None, asked="evaluate", option="--data").as_tuned
+
+
 def test_leaks_are_counted_apart_from_case_and_spaces() -> None:
     task = make("classify", {}, "r.yaml")
-    assert leaks(task, [{"text": "The  River"}], [{"text": "the river"}, {"text": "a river"}]) == 1
+    assert rows_in_training(task, [{"text": "The  River"}], [{"text": "the river"}, {"text": "a river"}]) == 1
 
 
 def test_grouped_draws_are_all_draws_once_and_less_padded() -> None:

@@ -29,7 +29,21 @@ from .recipe import load as load_recipe
 from .result import check_out, put_document, standing
 from .tasks import Task, make
 from .trainer import Trainer, check_alone, fit, open_run
-from .tune import FILE, Common, Data, TaskSection, Tune, Tuned, check_before, digests, leaks, put, settings_of, splits, table
+from .tune import (
+    FILE,
+    Common,
+    Data,
+    TaskSection,
+    Tune,
+    Tuned,
+    check_before,
+    digests,
+    put,
+    rows_in_training,
+    settings_of,
+    splits,
+    table,
+)
 from .ways import counts, merged, prepare, trunk
 
 
@@ -122,11 +136,11 @@ def rows_of_each(features: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
             for place in range(max(map(len, features.values())))]
 
 
-def tune_several(path: str | Path, data: str | Path, out: str | Path, *, changes: Sequence[str] = (),
+def tune_several(path: str | Path, data: str | Path = ".", out: str | Path | None = None, *, changes: Sequence[str] = (),
                  fresh: bool = False) -> dict[str, Tuned]:
     """Tune as a recipe with `tasks` says; a folder for each below `out`. The rest as for `tune`."""
     recipe = load_recipe(path, Several, changes)
-    folder, out = Path(data), Path(out)
+    folder, out = Path(data), Path(out) if out else Path(Path(path).stem)
     check_alone()
     check_out(out, FILE)
     names = list(recipe.tasks)
@@ -182,9 +196,9 @@ def tune_several(path: str | Path, data: str | Path, out: str | Path, *, changes
             held = task.score(task.truth(valid), task.predict(model, tokenizer, valid, recipe.score_batch))
         done[name] = Tuned(recipe=str(path), task=task.name, metric=task.metric, model=base, way=recipe.way.name,
                            lines=lines, rows={"train": len(train), "valid": len(valid), "test": len(test)},
-                           leaks={"valid": leaks(task, train, valid), "test": leaks(task, train, test)}, labels=task.labels,
-                           trained=trained, parameters=total, steps=steps, minutes=minutes, loss=loss,
-                           valid=float(held[task.metric]), path=str(out / name), data=str(data))
+                           leaks={"valid": rows_in_training(task, train, valid), "test": rows_in_training(task, train, test)},
+                           labels=task.labels, trained=trained, parameters=total, steps=steps, minutes=minutes, loss=loss,
+                           valid=float(held[task.metric]), path=str(out / name), data=str(folder.resolve()))
     with replacing_folder(out) as staging:
         for model, (name, one) in zip(models, done.items(), strict=True):
             (staging / name).mkdir()

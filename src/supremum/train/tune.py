@@ -141,7 +141,7 @@ class Tuned:
     loss: float | None
     valid: float
     path: str
-    data: str  # the folder that the recipe's files are in
+    data: str  # the folder that the recipe's files are in, as an absolute path
 
     @property
     def beaten(self) -> list[str]:
@@ -207,13 +207,15 @@ def trainer_of(task: Task, batch: int, seed: int, joint: Joint | None = None) ->
     return Tuning
 
 
-def tune(path: str | Path, data: str | Path, out: str | Path, *, changes: Sequence[str] = (), fresh: bool = False) -> Tuned:
-    """Tune as the recipe `path` says on the files below `data`; writes the model and tune.json into `out`.
+def tune(path: str | Path, data: str | Path = ".", out: str | Path | None = None, *, changes: Sequence[str] = (),
+         fresh: bool = False) -> Tuned:
+    """Tune as the recipe `path` says on the files below `data`; writes the model and tune.json into `out`,
+    a folder of the recipe's name unless given.
 
     Raises SupremumError for what the user can mend; KeyboardInterrupt after a signal, with a checkpoint written.
     """
     recipe = load_recipe(path, Tune, changes)
-    folder, out = Path(data), Path(out)
+    folder, out = Path(data), Path(out) if out else Path(Path(path).stem)
     check_alone()
     check_out(out, FILE)
     task = make(recipe.task.name, settings_of(recipe.task), str(path))
@@ -226,7 +228,7 @@ def tune(path: str | Path, data: str | Path, out: str | Path, *, changes: Sequen
                           recipe.data.kind if recipe.source.kind == "as data" else recipe.source.kind,
                           recipe.data.missing == "drop")
             task.check(others)
-    leaked = {"valid": leaks(task, train, valid), "test": leaks(task, train, test)}
+    leaked = {"valid": rows_in_training(task, train, valid), "test": rows_in_training(task, train, test)}
     for name, count in leaked.items():
         if count:
             note(f"{count} of {len(valid if name == 'valid' else test)} {name} rows also stand in the training text.")
@@ -277,7 +279,7 @@ def tune(path: str | Path, data: str | Path, out: str | Path, *, changes: Sequen
     result = Tuned(recipe=str(path), task=task.name, metric=task.metric, model=said_of(recipe.model), way=recipe.way.name,
                    lines=lines, rows={"train": len(train), "valid": len(valid), "test": len(test)}, leaks=leaked,
                    labels=task.labels, trained=trained, parameters=total, steps=steps, minutes=minutes, loss=loss,
-                   valid=float(held[task.metric]), path=str(out), data=str(data))
+                   valid=float(held[task.metric]), path=str(out), data=str(folder.resolve()))
     with replacing_folder(out) as staging:
         put(model, tokenizer, result, inputs, staging)
     if run is not None:
@@ -341,7 +343,7 @@ def said_of(model: str | Model) -> str:
     return model if isinstance(model, str) else f"{model.family} from scratch"
 
 
-def leaks(task: Task, train: Sequence[Row], rows: Sequence[Row]) -> int:
+def rows_in_training(task: Task, train: Sequence[Row], rows: Sequence[Row]) -> int:
     """How many rows' texts, apart from case and spaces, stand among the training rows."""
     seen = {" ".join(task.text(row).casefold().split()) for row in train}
     return sum(" ".join(task.text(row).casefold().split()) in seen for row in rows)

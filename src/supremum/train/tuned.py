@@ -15,7 +15,7 @@ from ..progress import phase
 from .recipe import again
 from .rows import Row, digest
 from .tasks import Task, make
-from .tune import FILE, Tune, leaks, settings_of, splits
+from .tune import FILE, Tune, rows_in_training, settings_of, splits
 
 
 @dataclass(frozen=True)
@@ -76,4 +76,4 @@ def known(path: Path, data: Path | None, *, asked: str, option: str) -> Known:
     if labels != task.labels:
         raise SupremumError(f"{folder}: its training rows have the labels {', '.join(task.labels[:8])}, the model has "
                             f"{', '.join(map(str, labels[:8]))}.", f"Name the folder that it was tuned on with {option}.")
-    return Known(task, recipe, {"valid": valid, "test": test}, leaks(task, train, test), digest(test) in before)
+    return Known(task, recipe, {"valid": valid, "test": test}, rows_in_training(task, train, test), digest(test) in before)
