@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from supremum.cli import app
@@ -113,7 +114,7 @@ def test_help_is_fast_and_does_not_import_torch() -> None:
     *(["evaluate", "demo", "--cache", "q8_0", *more] for more in (
         ["--tasks", "a.jsonl"], ["--samples", "3"], ["--perturb", "typos"], ["--details"], ["--explain", "1"],
         ["--dtype", "float32"])),
-    ["evaluate", "demo", "--samples", "3"],
+    ["evaluate", "demo", "--samples", "3"], ["evaluate", "demo", "--perturb", "noise"],
     ["optimize", "demo", "--frontier", "--bits", "3"], ["optimize", "demo", "--frontier", "--lossless"],
     ["optimize", "demo", "--frontier", "--speed", "2x"], ["optimize", "demo", "--speed", "fast"],
     ["optimize", "demo", "--speed", "0x"], ["optimize", "demo", "--memory", "much"],
@@ -128,6 +129,29 @@ def test_wrong_usage_exits_with_2_and_says_why(words: list[str], engine: Any) ->
     assert result.exit_code == 2
     assert result.stdout == "" and len(result.stderr) > 40
     assert engine.seen == {}
+
+
+def test_an_unknown_perturbation_is_refused_before_anything_is_opened(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["evaluate", str(tmp_path / "gone"), "--perturb", "typos", "--perturb", "noise"])
+    said = " ".join(result.stderr.replace("│", " ").split())
+    assert result.exit_code == 2 and "gone" not in said
+    assert "'noise' is no way to disturb a text. Choose of typos, lower, upper, truncate." in said
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "train", "tune"])
+def test_help_fits_80_columns(verb: str) -> None:
+    """What comes before the options, which Rich breaks itself: no line is broken again."""
+    import supremum.cli as cli
+    command = next(one.callback for one in cli.app.registered_commands if one.callback.__name__ == verb)
+    assert max(map(len, command.__doc__.split("\n\n", 1)[1].splitlines())) <= 78
+
+
+def test_train_and_tune_say_their_options_alike() -> None:
+    def options(verb: str) -> list[tuple[object, ...]]:
+        parameters = get_command(app).commands[verb].params  # type: ignore[attr-defined]
+        return [(one.name, one.opts, one.metavar, one.default, one.required, one.help) for one in parameters]
+
+    assert options("train") == options("tune")
 
 
 @pytest.mark.parametrize("words, budget", [([], None), (["--size", "60MB"], 60_000_000)])

@@ -13,6 +13,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from enum import Enum
+from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -73,6 +74,13 @@ def target_option(verb: str) -> Any:
     return typer.Option("--target", parser=parse, metavar="TARGET", help=f"Format and the runtime that reads it: {names}.")
 
 
+def text_option(without: str) -> Any:
+    """--text; `without`: what happens if there is none."""
+    return typer.Option("--text", metavar="SOURCE", help=(
+        f"Text file (.txt, .md, .jsonl, .json, .csv, .tsv, .parquet), folder of such files, or hub dataset id; repeatable. "
+        f"{without}"))
+
+
 def refuse(given: Mapping[str, Any], why: str) -> None:
     """Wrong usage (exit 2) if any of these options has a value that counts."""
     if found := next((name for name, value in given.items() if value), None):
@@ -81,14 +89,18 @@ def refuse(given: Mapping[str, Any], why: str) -> None:
 
 Model = Annotated[str, typer.Argument(
     metavar="MODEL", help="A Hugging Face folder or hub id, a .gguf file, a Supremum output folder, `demo` or `minilm`.")]
-Text = Annotated[list[str] | None, typer.Option(
-    "--text", metavar="SOURCE", help="Text file (.txt, .md, .jsonl, .json, .csv, .tsv, .parquet), folder of such files, "
-                                     "or hub dataset id; repeatable. "
-                                     "Without it the model writes its own text.")]
+Text = Annotated[list[str] | None, text_option("Without it the model writes its own text.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random; same inputs, same bytes.")]
 Dtype = Annotated[Precision, typer.Option(
     "--dtype", help="Number type of the forward passes; auto is bfloat16 where the processor multiplies in it (float32 in "
                     "`evaluate`).")]
+Recipe = Annotated[Path, typer.Argument(
+    metavar="RECIPE.yaml", help="What to do; see examples/, docs/train.md and docs/tune.md.")]
+Files = Annotated[Path, typer.Option("--data", metavar="DIR", help="Folder that the recipe's paths begin in.")]
+Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Output folder; by default the recipe's name.")]
+Changes = Annotated[list[str] | None, typer.Option(
+    "--set", metavar="KEY=VALUE", help="Another value for a key of the recipe (optimiser.lr=1e-4); repeatable.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Begin again, discarding an earlier run or result.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
 Debug = Annotated[bool, typer.Option("--debug", envvar="SUPREMUM_DEBUG", help="Show tracebacks and library warnings.")]
 

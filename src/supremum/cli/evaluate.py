@@ -7,8 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
+from ..errors import SupremumError
 from ..plain import plain
-from .common import Debug, Dtype, Json, Model, Precision, Result, Seed, Text, refuse, verb
+from .common import Debug, Dtype, Json, Model, Precision, Result, Seed, refuse, text_option, verb
 
 HARNESS = "harness:"  # before a task's name in lm-evaluation-harness
 TOKENS, LENGTH = 16384, 1024
@@ -17,11 +18,11 @@ TOKENS, LENGTH = 16384, 1024
 @verb("""
     supremum evaluate small --reference demo
     supremum evaluate smaller --reference models/llama --text held-out.txt
-    supremum evaluate small/model.gguf --reference demo --text held-out.txt --tokens 16384 --json
+    supremum evaluate small/model.gguf --reference demo --tokens 16384 --json
     supremum evaluate small --reference demo --cache q8_0,q4_0 --tokens 4096
-    supremum evaluate small --reference demo --text held-out.txt --details --perturb typos
+    supremum evaluate small --reference demo --details --perturb typos
     supremum evaluate small --reference demo --tasks piqa.jsonl --samples 300
-    supremum evaluate small --reference demo --text held-out.txt --explain 3 --page small.html
+    supremum evaluate small --reference demo --explain 3 --page small.html
     supremum evaluate sst2
     supremum evaluate small --reference sst2 --perturb typos --page small.html
 """)
@@ -29,13 +30,14 @@ def evaluate(
     model: Model,
     reference: Annotated[str | None, typer.Option(
         "--reference", metavar="MODEL", help="The original; with it KL and agreement are measured.")] = None,
-    text: Text = None,
+    text: Annotated[list[str] | None, text_option(
+        "Without it a tuned model is scored by its task, and others write their own text.")] = None,
     data: Annotated[Path | None, typer.Option(
         "--data", metavar="DIR", help="Folder of a tuned model's rows, if it is not the one that it was tuned on.")] = None,
     tokens: Annotated[int | None, typer.Option(
-        "--tokens", min=64, show_default=f"{TOKENS}", help="Tokens to score.")] = None,
+        "--tokens", min=64, help=f"Tokens to score; {TOKENS} unless given.")] = None,
     length: Annotated[int | None, typer.Option(
-        "--length", min=16, show_default=f"{LENGTH}", help="Tokens in a window.")] = None,
+        "--length", min=16, help=f"Tokens in a window; {LENGTH} unless given.")] = None,
     cache: Annotated[str | None, typer.Option(
         "--cache", metavar="K[,V]", help="Measure a quantised cache of keys and values instead, in llama.cpp: q8_0, q5_1, "
                                          "q5_0, q4_1, q4_0 or iq4_nl, for both or for each; or kivi8, kivi4, "
@@ -62,15 +64,21 @@ def evaluate(
     as_json: Json = False,
     debug: Debug = False,
 ) -> Result:
-    """Perplexity and, against --reference, KL (mean, median, 99th percentile) and same-top-token, with errors.
+    """Perplexity, KL to --reference, zero-shot tasks, or the task that a model was tuned for; all with errors.
 
-    With --cache: the same of a .gguf file with that cache against its own float16 cache, and the bytes of both.
-    With --tasks: accuracy with intervals and, against --reference, which answers flipped (McNemar's exact p).
-    Several texts are measured each by itself. With --perturb: the same with typos, in one case, or with less context.
-    Use text that the model was not calibrated on. Without --text the reference (or MODEL, without one) writes it.
-    Where MODEL or the reference is what `supremum tune` wrote, and no --text is given: its task's figures on its test rows,
-    with intervals, flips, labels and calibration.
+    Against --reference: KL (mean, median, 99th percentile) and same-top-token.
+    With --cache: the same of a .gguf file with that cache against its own
+    float16 cache, and the bytes of both.
+    With --tasks: accuracy with intervals and, against --reference, which
+    answers flipped (McNemar's exact p).
+    With --perturb: the same with typos, in one case, or with less context.
+    Several texts are measured each by itself. Use text that the model was not
+    calibrated on. Without --text the reference (or MODEL, without one) writes it.
+    Where MODEL or the reference is what `supremum tune` wrote, and no --text is
+    given: its task's figures on its test rows, with intervals, flips, labels and
+    calibration.
     """
+    _check_kinds(perturb or [])
     given = {"--tokens": tokens, "--length": length, "--details": details, "--dtype": dtype is not Precision.auto}
     if page is not None and (cache or page.suffix.lower() not in (".html", ".htm") or not page.absolute().parent.is_dir()):
         raise typer.BadParameter("--page has no form for --cache" if cache else
@@ -135,13 +143,31 @@ def evaluate(
     if theirs:
         document["harness"] = evaluate_harness(model, reference, theirs, samples=samples, dtype=precision)
         tables.append(render_harness(document["harness"]))
-    if page is not None:
-        from ..report.evaluation import write_evaluation
-
-        write_evaluation(document, page)
-        document["page"] = str(page)
-        tables.append(f"Page: {page}")
+    tables += _write_page(document, page)
     return document, lambda: Console().print(*tables)
+
+
+def _check_kinds(kinds: list[str]) -> None:
+    """An unknown --perturb is wrong usage (exit 2)."""
+    if kinds:
+        from ..measure.perturb import perturb
+
+        try:
+            for kind in kinds:
+                perturb("", kind)
+        except SupremumError as error:
+            raise typer.BadParameter(f"--perturb: {error.cause} {error.remedy}") from error
+
+
+def _write_page(document: dict[str, Any], page: Path | None) -> list[str]:
+    """Write the page that was asked for, name it in the document, and give the line that says so."""
+    if page is None:
+        return []
+    from ..report.evaluation import write_evaluation
+
+    write_evaluation(document, page)
+    document["page"] = str(page)
+    return [f"Page: {page}"]
 
 
 def _by_task(model: str, reference: str | None, *, page: Path | None, **options: Any) -> Result:
@@ -153,10 +179,5 @@ def _by_task(model: str, reference: str | None, *, page: Path | None, **options:
 
     found = evaluate_tuned(model, reference, **options)
     document: dict[str, Any] = {"model": model, "reference": reference, "task": plain(found)}
-    if page is not None:
-        from ..report.evaluation import write_evaluation
-
-        write_evaluation(document, page)
-        document["page"] = str(page)
-    return document, lambda: Console().print(render_evaluation(found, reference is not None),
-                                             *([f"Page: {page}"] if page else []))
+    told = _write_page(document, page)
+    return document, lambda: Console().print(render_evaluation(found, reference is not None), *told)

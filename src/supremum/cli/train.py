@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
-import typer
-
-from .common import Debug, Json, Result, verb
+from .common import Changes, Debug, Files, Fresh, Json, Out, Recipe, Result, verb
 
 
 @verb("""
@@ -15,20 +12,20 @@ from .common import Debug, Json, Result, verb
     supremum train examples/c4-bert.yaml --data texts --set steps=200
 """, resumable=True)
 def train(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="What to train; see examples/ and docs/train.md.")],
-    data: Annotated[Path, typer.Option("--data", metavar="DIR", help="Folder that the recipe's paths begin in.")] = Path("."),
-    out: Annotated[Path | None, typer.Option("--out", metavar="DIR",
-                                             help="Output folder; by default the recipe's name.")] = None,
-    changes: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE",
-                                                      help="Change a value of the recipe; repeatable.")] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Begin again, discarding an earlier run or result.")] = False,
+    recipe: Recipe,
+    data: Files = Path("."),
+    out: Out = None,
+    changes: Changes = None,
+    fresh: Fresh = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> Result:
     """Train a GPT, Llama, BERT, RoBERTa, ALBERT, ELECTRA or T5 from scratch on your text.
 
-    On several processes: torchrun --nproc-per-node 2 -m supremum train RECIPE.yaml ... (--set fsdp=true shards the model).
-    A run that is stopped or killed goes on with the same command. The result is a model folder with train.json.
+    The result is a model folder with train.json. A run that is stopped or killed
+    goes on with the same command. On several processes:
+    torchrun --nproc-per-node 2 -m supremum train RECIPE.yaml ...
+    (--set fsdp=true shards the model).
     """
     from rich.console import Console
 

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
-import typer
-
-from .common import Debug, Json, Result, verb
+from .common import Changes, Debug, Files, Fresh, Json, Out, Recipe, Result, verb
 
 
 @verb("""
@@ -16,19 +13,18 @@ from .common import Debug, Json, Result, verb
     supremum tune examples/wnut17.yaml --data texts --out names --json
 """, resumable=True)
 def tune(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe (.yaml); examples/ holds some.")],
-    data: Annotated[Path, typer.Option("--data", metavar="DIR", help="Folder that the recipe's files are in.")],
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Output folder: the model and tune.json.")],
-    changes: Annotated[list[str] | None, typer.Option(
-        "--set", metavar="KEY=VALUE", help="Another value for a key of the recipe (optimiser.lr=1e-4); repeatable.")] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Begin again, and replace what stands there.")] = False,
+    recipe: Recipe,
+    data: Files = Path("."),
+    out: Out = None,
+    changes: Changes = None,
+    fresh: Fresh = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> Result:
-    """Tune a model for a task as RECIPE says, or for several at once, and score it beside baselines on the same test rows.
+    """Tune a model for a task as the recipe says, or for several at once, and score it beside baselines on the same rows.
 
-    The result is a plain Transformers folder (adapters are merged). A killed run goes on from its last checkpoint with
-    the same command.
+    The result is a plain Transformers folder (adapters are merged) with
+    tune.json. A run that is stopped or killed goes on with the same command.
     """
     from rich.console import Console
 
