@@ -25,8 +25,9 @@ def convert(
 ) -> Result:
     """Write MODEL's weights for another runtime, and prove the result there.
 
-    Floats keep their type, compressed weights become 16-bit floats; a GGUF's tensors stay as they are in GGUF; an archive's
-    integers stay integers with --target int8. To make a model smaller use `supremum optimize`.
+    Floats keep their type, compressed weights become 16-bit floats; a GGUF's
+    tensors stay as they are in GGUF; an archive's integers stay integers with
+    --target int8. To make a model smaller use `supremum optimize`.
     """
     from ..output import read_proof
     from ..pipeline import convert as run

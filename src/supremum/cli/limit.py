@@ -37,8 +37,8 @@ def pair_option(text: str) -> tuple[float, float]:
     supremum limit model.gguf --json > limits.json
     supremum limit small/model.gguf --reference models/llama --text notes.txt
     supremum limit --scaling --compute 1e21 --bytes 60MB
-    supremum limit --scaling runs.jsonl --compute 1e18 --data 1e9 --bytes 60MB --page scaling.html
-    supremum limit --scaling runs.jsonl --predict 2e6,5e8 --held-out large-1 --held-out large-2
+    supremum limit --scaling a.jsonl --compute 1e18 --data 1e9 --bytes 60MB
+    supremum limit --scaling a.jsonl --predict 2e6,5e8 --page scaling.html
 """)
 def limit(
     model: Model = "demo",
@@ -78,9 +78,11 @@ def limit(
 ) -> Result:
     """What is possible: fewest bits at a given KL, KL at given bits, and what this machine can read and compute.
 
-    Changes nothing. Each value is labelled measured, bound or estimate. With --reference MODEL is any finished file, ours or
-    another's: how many bits it spends above the limit of its original, and what would take them off. With --scaling: which
-    parameters, tokens and bits are best for a budget, and the least loss.
+    Changes nothing. Each value is labelled measured, bound or estimate.
+    With --reference MODEL is any finished file, ours or another's: how many bits
+    it spends above the limit of its original, and what would take them off.
+    With --scaling: which parameters, tokens and bits are best for a budget, and
+    the least loss.
     """
     from rich.console import Console
 

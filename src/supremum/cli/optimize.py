@@ -85,10 +85,10 @@ def optimize(
 ) -> Result:
     """Compress MODEL to a budget: the format of every layer is chosen by its damage, and the result is proved.
 
-    Give one of --size, --bits, --max-kl, --memory, --speed and --floor, or several: all of them hold. Or --frontier, or
-    --lossless.
-    The folder holds the model, supremum.json, report.html and a model card; of a frontier, one such folder a point; of
-    --lossless the model and converted.json.
+    Give one of --size, --bits, --max-kl, --memory, --speed and --floor, or
+    several: all of them hold. Or --frontier, or --lossless.
+    The folder holds the model, supremum.json, report.html and a model card; of a
+    frontier, one such folder a point; of --lossless the model and converted.json.
     """
     folder = out or Path(f"{Path(os.path.abspath(model)).name.removesuffix('.gguf')}-supremum")  # of "." the folder's name
     budget = any(value is not None for value in (size, bits, max_kl, memory, speed))

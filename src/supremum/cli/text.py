@@ -116,8 +116,8 @@ def clean(
 ) -> Result:
     """Clean text: markup, characters, languages, quality, leaks, personal data, duplicates; counts and samples of each.
 
-    The report is written beside the output (clean.jsonl: clean.report.json). A run that is stopped or killed goes on with the
-    same command.
+    The report is written beside the output (clean.jsonl: clean.report.json). A
+    run that is stopped or killed goes on with the same command.
     """
     if drop_leaks and not against:
         raise typer.BadParameter("--drop-leaks needs the evaluation text: --against FILE")
@@ -211,8 +211,9 @@ def pack(
 ) -> Result:
     """Turn text into memory-mapped shards of tokens with document boundaries; training reads them with PackedTokens.
 
-    The tokenizer is kept in the folder. The order is the sources'; reading shuffles, by a seed, and can be resumed. A run
-    that is stopped or killed goes on with the same command.
+    The tokenizer is kept in the folder. The order is the sources'; reading
+    shuffles, by a seed, and can be resumed. A run that is stopped or killed goes
+    on with the same command.
     """
     from rich.console import Console
 
