@@ -135,6 +135,11 @@ class Windows:
     def pick(self, index: Tensor) -> Windows:
         return Windows(self.input[index], self.goal[index], self.weight[index], self.fisher_dd)
 
+    def parted(self) -> tuple[Windows, Windows]:
+        """Those of the steps, and those that no step sees."""
+        number = torch.arange(len(self.input))
+        return self.pick(number[number % KEPT > 0]), self.pick(number[number % KEPT == 0])
+
     def loss(self, half: Half) -> Tensor:
         error_NTd = half.run(self.input) - self.goal
         return ((error_NTd @ self.fisher_dd * error_NTd).sum(-1) * self.weight).mean()
@@ -171,14 +176,13 @@ def polish(half: Half, coded: dict[str, Coded], original: Callable[[str], Tensor
     """The half's layers with other codes and scales, or as they were if no step served the kept windows."""
     modules = {name: Rounded(coded[name], original(name)) for name in half.layers}
     generator = torch.Generator().manual_seed(0)
-    number = torch.arange(len(data.input))
-    steps_N, kept = number[number % KEPT > 0], data.pick(number[number % KEPT == 0])
+    seen, kept = data.parted()
     size = max(1, batch // data.input.shape[1])
     best, least = coded, kept.error(half)
     for step in range(steps):
         with rounded(half, modules), torch.enable_grad():
-            chosen = steps_N[torch.randperm(len(steps_N), generator=generator)[:size]]
-            data.pick(chosen).loss(half).backward()
+            chosen = torch.randperm(len(seen.input), generator=generator)[:size]
+            seen.pick(chosen).loss(half).backward()
         for module in modules.values():
             module.step(rate * (1 - step / steps))
         if (step + 1) % LOOK == 0:
@@ -231,9 +235,7 @@ def prepared(gathered: Gathered, k: int, block: nn.Module, theirs: dict[str, Ten
 def one_half(gathered: Gathered, half: Half, sets: dict[str, Windows], coded: dict[str, Coded], args: argparse.Namespace,
              rate: float) -> dict[str, Coded]:
     names = {layer: gathered.inner(half.call.block, layer) for layer in half.layers}
-    number = torch.arange(len(sets["calibration"].input))
-    shown = {"steps": sets["calibration"].pick(number[number % KEPT > 0]),
-             "kept": sets["calibration"].pick(number[number % KEPT == 0]), "test": sets["test"]}
+    shown = dict(zip(("steps", "kept"), sets["calibration"].parted(), strict=True)) | {"test": sets["test"]}
     put(half, {layer: coded[name] for layer, name in names.items()})
     before = {name: part.error(half) for name, part in shown.items()}
     better = polish(half, {layer: coded[name] for layer, name in names.items()}, lambda layer: gathered.weight(names[layer]),

@@ -150,11 +150,10 @@ def evaluate(
 def _check_kinds(kinds: list[str]) -> None:
     """An unknown --perturb is wrong usage (exit 2)."""
     if kinds:
-        from ..measure.perturb import perturb
+        from ..measure.perturb import check_kinds
 
         try:
-            for kind in kinds:
-                perturb("", kind)
+            check_kinds(kinds)
         except SupremumError as error:
             raise typer.BadParameter(f"--perturb: {error.cause} {error.remedy}") from error
 

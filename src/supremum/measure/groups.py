@@ -6,8 +6,8 @@
 
 The first is never negative, and above zero by chance alone: its interval draws each group's cases with replacement and takes
 greatest less least anew (Efron 1979), and its p is the share of 1,000 shufflings of the groups over the cases whose gap is as
-great (Fisher 1935). The reference's figure is of the two groups that
-are the model's least and greatest. Cases without a group count in the task's accuracy only.
+great (Fisher 1935). The reference's figure is of the two groups that are the model's least and greatest. Cases without a
+group count in the task's accuracy only.
 """
 
 from __future__ import annotations

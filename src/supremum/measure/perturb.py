@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -55,10 +55,16 @@ KINDS: dict[str, Callable[[str, random.Random], str]] = {
     "typos": typos, "lower": lambda text, _: text.lower(), "upper": lambda text, _: text.upper(), "truncate": truncate}
 
 
+def check_kinds(kinds: Iterable[str]) -> None:
+    """Raises SupremumError for the first that is none of KINDS."""
+    for kind in kinds:
+        if kind not in KINDS:
+            raise SupremumError(f"{kind!r} is no way to disturb a text.", f"Choose of {', '.join(KINDS)}.")
+
+
 def perturb(text: str, kind: str, seed: int | str = 0) -> str:
     """`text` under one of KINDS; the same text and seed give the same, and texts that begin alike stay alike there."""
-    if kind not in KINDS:
-        raise SupremumError(f"{kind!r} is no way to disturb a text.", f"Choose of {', '.join(KINDS)}.")
+    check_kinds([kind])
     return KINDS[kind](text, random.Random(seed))
 
 
@@ -67,7 +73,7 @@ def perturbed_windows(tokenizer: Any, windows: Tensor, kind: str, seed: int = 0)
 
     truncate: windows of half the length, which hold the second half of each.
     """
-    perturb("", kind)
+    check_kinds([kind])
     prefix, suffix = frame(tokenizer)
     length = windows.shape[1]
     body = windows[:, len(prefix):length - len(suffix)]

@@ -19,7 +19,7 @@ from .cache import KIVI, CacheQuality, cache_bytes, evaluate_cache
 from .details import Details, details
 from .encoders import EncoderQuality, compare_pooled, pooled
 from .explain import Explained, check_captum, explain
-from .perturb import perturb, perturbed_windows
+from .perturb import check_kinds, perturbed_windows
 from .scores import Quality, TokenScores, summarise
 
 
@@ -88,8 +88,7 @@ def evaluate_texts(model: str | Path, reference: str | Path | None = None, *, te
     if explained and reference is None:
         raise SupremumError("--explain shows why an answer changed; there is nothing that it changed from.",
                             "Name the original with --reference.")
-    for name in disturb:
-        perturb("", name)
+    check_kinds(disturb)
     if explained:
         check_captum()
     candidate, original, kind = _opened(model, reference, dtype)

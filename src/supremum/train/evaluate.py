@@ -22,7 +22,7 @@ from ..errors import SupremumError
 from ..measure.explain import Explained, check_captum, explain_row
 from ..measure.intervals import Compared, compare_all, mcnemar
 from ..measure.metrics import calibration_error
-from ..measure.perturb import AS_IT_IS, perturb
+from ..measure.perturb import AS_IT_IS, check_kinds
 from ..progress import phase
 from .base import reopen
 from .rows import Row, digest
@@ -101,8 +101,7 @@ def evaluate_tuned(model: str | Path, reference: str | Path | None = None, *, da
     by the seed. disturb: names of `perturb.KINDS`. explained: rows whose change is explained (one label a row only). Raises
     SupremumError for rows that are gone, models of different tasks, labels or rows, and a model without the task's head.
     """
-    for kind in disturb:
-        perturb("", kind)
+    check_kinds(disturb)
     lead, task, own = _tasks(model, reference, Path(data) if data else None)
     opened = [open_checkpoint(source) for source in (model, reference) if source is not None]
     _check_explained(task, explained, opened)
