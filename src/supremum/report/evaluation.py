@@ -12,7 +12,7 @@ from ..plain import plain
 from ..sizes import UNKNOWN, figure
 from ..workspace import write_atomic
 from .theme import GRID, Figure, layout
-from .words import percent, plus_minus
+from .words import beside, percent, plus_minus
 
 AS_IT_IS = "as it is"  # measure/perturb.py, which a page need not load
 
@@ -53,29 +53,19 @@ def _task(task: dict[str, Any] | None) -> dict[str, Any] | None:
         return None
     whole, metric = task["scored"], task["metric"]
     each = {AS_IT_IS: whole, **task["perturbed"]}
-    return {**task, **whole, "figures": [{"name": name, "cells": _cells(one)} for name, one in whole["figures"].items()],
-            "labels": [{**one, "cells": _cells(one["f1"])} for one in whole["labels"]],
-            "perturbed": [{"name": name, "cells": _cells(one["figures"][metric])} for name, one in each.items()]
+    return {**task, **whole, "figures": [{"name": name, "cells": beside(one)} for name, one in whole["figures"].items()],
+            "labels": [{**one, "cells": beside(one["f1"])} for one in whole["labels"]],
+            "perturbed": [{"name": name, "cells": beside(one["figures"][metric])} for name, one in each.items()]
             if task["perturbed"] else []}
-
-
-def _cells(one: dict[str, Any]) -> list[str]:
-    value, before, change = one["value"], one["reference"], one["change"]
-    digits = 3 if abs(value["value"]) <= 1 else 2  # a share, or points of a hundred
-    cells = [f"{value['value']:.{digits}f}", f"{value['low']:.{digits}f} to {value['high']:.{digits}f}"]
-    if before is not None:
-        cells += [f"{before['value']:.{digits}f}", f"{change['value']:+.{digits}f}",
-                  f"{change['low']:+.{digits}f} to {change['high']:+.{digits}f}", figure(change["p"], 2)]
-    return cells
 
 
 def _task_verdict(document: dict[str, Any]) -> str:
     task = document.get("task")
     if not task:
         return ""
-    cells = _cells(task["scored"]["figures"][task["metric"]])
-    beside = f", the original {cells[2]}: {cells[3]} ({cells[4]})" if len(cells) > 2 else ""
-    return f"{task['metric']} {cells[0]} ({cells[1]}) on {task['rows']:,} test rows{beside}."
+    cells = beside(task["scored"]["figures"][task["metric"]])
+    original = f", the original {cells[2]}: {cells[3]} ({cells[4]})" if len(cells) > 2 else ""
+    return f"{task['metric']} {cells[0]} ({cells[1]}) on {task['rows']:,} test rows{original}."
 
 
 def _rows(text: dict[str, Any]) -> list[dict[str, str]]:

@@ -9,7 +9,9 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from ..measure.intervals import Compared, Interval
+from ..measure.intervals import Compared
+from ..plain import plain
+from ..report.words import beside
 from .evaluate import AS_IT_IS, Scored, TaskEvaluation
 from .tune import Tuned
 
@@ -68,20 +70,8 @@ def _grid(first: str, title: str, *, compared: bool) -> Table:
 
 
 def _cells(figure: Compared) -> list[str]:
-    digits = 3 if abs(figure.value.value) <= 1 else 2  # a share, or points of a hundred
-    cells = [f"{figure.value.value:.{digits}f}", _range(figure.value, f".{digits}f")]
-    if figure.reference is not None and figure.change is not None:
-        cells += [f"{figure.reference.value:.{digits}f}", f"{figure.change.value:+.{digits}f}",
-                  _signed(figure.change, digits)]
-    return cells
-
-
-def _range(interval: Interval, form: str) -> str:
-    return f"{interval.low:{form}} to {interval.high:{form}}"
-
-
-def _signed(interval: Interval, digits: int = 3) -> str:
-    return f"{interval.low:+.{digits}f} {interval.high:+.{digits}f}"
+    """As the page has them, but for p."""
+    return beside(plain(figure))[:5]
 
 
 def _lines(found: TaskEvaluation) -> list[str]:
@@ -114,11 +104,11 @@ def _labels(scored: Scored, compared: bool) -> Table:
     for column in table.columns[1:]:
         column.justify = "right"
     for one in scored.labels:
-        value, change = one.f1.value, one.f1.change
-        beside = [f"{change.value:+.3f}", _signed(change), f"-{one.lost} +{one.gained}"] if change else [_range(value, ".3f")]
+        cells = _cells(one.f1)
+        more = [*cells[3:], f"-{one.lost} +{one.gained}"] if compared else [cells[1]]
         name = one.name if len(one.name) <= WIDE else one.name[: WIDE - 1] + "…"
         table.add_row(escape(name), f"{one.cases:,}", f"{one.found / one.cases:.3f}" if one.cases else "",
-                      f"{value.value:.3f}", *beside)
+                      cells[0], *more)
     return table
 
 
