@@ -173,7 +173,8 @@ class Table:
         codec, bits = f"{name}-g64", int(name.removeprefix("int"))
         plain = write_plain(self.checkpoint, self.folder / f"plain-{name}", "compressed-tensors", codec, False)
         nearest = self.row(f"{codec}, nearest, absmax", plain)
-        found = self.ours(f"{codec}, ours", Budget(bits=bits + 0.26), target="compressed-tensors", only=[codec])
+        found = self.ours(f"{codec}, ours", Budget(bits=bits + 0.26), target="compressed-tensors", only=[codec],
+                          keep=self.tables)
         print(f"\nours / nearest: {found['kl_mean'] / nearest['kl_mean']:.3f}\n", flush=True)
         self.beside(name, found, bits)
 

@@ -14,11 +14,12 @@ import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
 
-from supremum import Budget, SupremumError, convert, measure_limits, open_checkpoint, optimize, output
+from supremum import Budget, SupremumError, convert, measure_limits, open_checkpoint, optimize, output, pipeline
 from supremum.errors import BudgetError, StateError
 from supremum.gather import HELD_OUT_TOKENS, window_length, work_folder
 from supremum.measure.quality import evaluate
@@ -109,6 +110,28 @@ def test_one_format_and_its_measured_kl_is_that_of_the_file(tiny_model, text, tm
     measured = document["result"]["measured"]["kl_mean"]
     found = kl_of_file(model, tmp_path / "out", text)
     assert found == pytest.approx(measured, rel=0.01 if codec.startswith("uint") else 2e-3)
+
+
+def test_without_a_choice_nothing_is_priced_and_the_file_is_the_same(tiny_model, text, tmp_path, monkeypatch):
+    """One format, the tables kept, no room for more. A killed run's unpriced statistics serve no budget with a choice."""
+    model = tiny_model("llama", hidden_size=128, intermediate_size=256)
+    options = {"target": "compressed-tensors", "only": ["int4-g64"], "keep": ["embed", "lm_head"]}
+    priced = Mock(wraps=pipeline.solve_candidates)
+    monkeypatch.setattr(pipeline, "solve_candidates", priced)
+    alone = run(model, text, tmp_path / "alone", Budget(bits=4.3), **options)
+    assert not priced.called and alone.document["proof"]["passed"]
+    inner = [layer for layer in alone.document["plan"] if layer["codec"] == "int4-g64"]
+    assert len(inner) == 14 and all(layer["predicted_nats"] > 0 for layer in inner)
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "only_plan", lambda *given: None)
+        chosen = run(model, text, tmp_path / "chosen", Budget(bits=4.3), **options)
+    assert priced.called and files(chosen.folder) == files(alone.folder)
+    with monkeypatch.context() as patch:  # killed after its statistics
+        patch.setattr(pipeline, "finish", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run(model, text, tmp_path / "killed", Budget(bits=4.3), **options)
+    other = run(model, text, tmp_path / "killed", Budget(bits=12), **options)
+    assert files(other.folder) == files(run(model, text, tmp_path / "other", Budget(bits=12), **options).folder)
 
 
 def test_largest_kl_holds(tiny_model, text, tmp_path):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from supremum import codecs
 from supremum.allocate import Budget, Option, Unit
 from supremum.errors import BudgetError
-from supremum.planning import Menu, block_rate, fixed_bytes, menu_of, plan_of, reason, spend, units_of
+from supremum.planning import Menu, block_rate, fixed_bytes, menu_of, only_plan, plan_of, reason, spend, units_of
 
 SHAPES = {"b.0.q": (64, 64), "b.0.k": (32, 64), "b.0.o": (64, 32), "embed": (100, 64)}
 
@@ -81,6 +81,35 @@ def test_the_exact_size_never_exceeds_the_budget(options: list[list[tuple[int, f
         best = min(sum(o.nats for o in choice) for choice in itertools.product(*(unit.options for unit in made))
                    if target.size(None, plan_of(made, choice)) <= budget)
         assert sum(o.nats for o in chosen) <= best * (1 + 1.1e-4) + 1e-12
+
+
+@settings(max_examples=200, deadline=None)
+@given(options=choices, extra=st.integers(-1, 60), bits=st.booleans())
+def test_the_only_plan_is_the_only_one(options: list[list[tuple[int, float]]], extra: int, bits: bool) -> None:
+    """The table kept: exactly where one combination fits, and it is that one."""
+    target = Fake()
+    made = units(target, options)
+    made[-1] = Unit(made[-1].tensors, made[-1].weights, False, made[-1].options[-1:])
+    every = list(itertools.product(*(unit.options for unit in made)))
+    sizes = [target.size(None, plan_of(made, choice)) for choice in every]
+    blocks = min(sizes) - 1100 + extra  # their bytes beside the header's and the table's
+    budget = Budget(bits=8 * blocks / sum(unit.weights for unit in made[:-1])) if bits else Budget(size=min(sizes) + extra)
+    if extra < 0:
+        with pytest.raises(BudgetError):
+            only_plan(budget, made, None, target)  # type: ignore[arg-type]
+        return
+    fits = [list(choice) for choice, size in zip(every, sizes, strict=True) if size <= min(sizes) + extra]
+    found = only_plan(budget, made, None, target)  # type: ignore[arg-type]
+    assert found == (fits[0] if len(fits) == 1 else None)
+
+
+def test_there_is_a_choice_where_a_table_may_be_coded_or_a_kl_is_asked() -> None:
+    target = Fake()
+    made = units(target, [[(50, 0.1)], [(40, 0.1)]])
+    assert only_plan(Budget(size=1090), made, None, target) is None  # type: ignore[arg-type]
+    made[-1] = Unit(made[-1].tensors, made[-1].weights, False, made[-1].options[-1:])
+    assert only_plan(Budget(size=1150), made, None, target) == [made[0].options[0], made[1].options[0]]  # type: ignore[arg-type]
+    assert only_plan(Budget(size=1150, max_kl=0.1), made, None, target) is None  # type: ignore[arg-type]
 
 
 def test_what_is_refused_names_what_would_do() -> None:

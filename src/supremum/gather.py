@@ -159,7 +159,12 @@ def solve_candidates(gathered: Gathered, menu: Mapping[str, list[str]]) -> Candi
 
 
 def gather_fisher(gathered: Gathered, candidates: Candidates | None, seed: int) -> None:
-    """The backward sweep, pricing the candidates."""
+    """The backward sweep, pricing the candidates. One that priced none, for another budget of a killed run, is repeated."""
+    workspace = gathered.workspace
+    if not workspace.json("priced.json", lambda: candidates is not None) and candidates is not None:
+        for pattern in ("fisher/*", "gradient/*", "priced.json"):
+            workspace.remove(pattern)
+        workspace.json("priced.json", lambda: True)
     fisher(gathered.stream, gathered.windows, gathered.workspace,
            candidates.changes if candidates is not None else lambda name: {}, length=gathered.windows.shape[1], seed=seed)
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from . import __version__
-from .allocate import Budget, Unit
+from .allocate import Budget, Option, Unit
 from .checkpoint import Checkpoint, open_checkpoint
 from .checkpoint.targets import Target, target_for
 from .codecs.activations import rounder
@@ -52,10 +52,10 @@ from .output import (
     store_without_loss,
     write,
 )
-from .planning import Menu, Reached, block_rate, menu_of, prices, units_of
+from .planning import Menu, Reached, block_rate, damages, menu_of, only_plan, plan_of, prices, units_of
 from .preflight import preflight
 from .progress import forget_timings, keep_timings, note, phase
-from .reach import reach, verify_frontier
+from .reach import reach, solve_and_train, verify_frontier
 from .report import Document, write_report
 from .report.assemble import assemble
 from .runtime.verify import verify
@@ -204,6 +204,7 @@ class Statistics:
     menu: Menu
     units: list[Unit]  # none for an archive, which has no formats to choose among
     candidates: Candidates | None
+    plan: list[Option] | None  # the only one, where the budget leaves no choice
     costs: Costs | None  # where the budget has memory or speed
     reference: Tensor  # the original's last hidden states on the held-out windows
     smoothing: dict[str, Any] | None = None  # what was folded, where a format rounds inputs (solve/smoothing.py)
@@ -230,13 +231,16 @@ def statistics(job: Job, layout: Layout, workspace: Workspace, budget: Budget | 
     job, smoothing = _smooth(job, layout, workspace)
     gathered = gather(job.checkpoint, workspace, text=job.text, tokens=job.options["tokens"], seed=job.seed,
                       dtype=job.options["dtype"])
-    candidates = None if job.kind.name == "archive" else solve_candidates(gathered, menu.codecs)
+    archive, tables = job.kind.name == "archive", gathered.stream.tables()
+    units = [] if archive else units_of(job.checkpoint, job.kind, menu, layout.shapes, tables)
+    plan = only_plan(budget, units, job.checkpoint, job.kind) if budget and units else None
+    candidates = None if archive or plan else solve_candidates(gathered, menu.codecs)
     gather_fisher(gathered, candidates, job.seed)
-    units = units_of(job.checkpoint, job.kind, menu, layout.shapes, gathered.stream.tables(), prices(gathered),
-                     costs) if candidates else []
+    if candidates:
+        units = units_of(job.checkpoint, job.kind, menu, layout.shapes, tables, prices(gathered), costs)
     reference = workspace.tensors("reference.safetensors",
                                   lambda: {"h": final_hidden(gathered.stream, gathered.held_out)})["h"]
-    return Statistics(job, gathered, menu, units, candidates, costs, reference, smoothing)
+    return Statistics(job, gathered, menu, units, candidates, plan, costs, reference, smoothing)
 
 
 def _smooth(job: Job, layout: Layout, workspace: Workspace) -> tuple[Job, dict[str, Any] | None]:
@@ -281,8 +285,15 @@ def finish(found: Statistics, budget: Budget, folder: Path, *, command: Mapping[
 
 
 def _reached(found: Statistics, budget: Budget) -> Reached:
-    """A format for every layer: a plan that is measured and refitted, the final solve; an archive: one water level."""
+    """A format for every layer: a plan that is measured and refitted, the final solve; an archive: one water level; where
+    there is nothing to choose, the final solve alone."""
     gathered, kind = found.gathered, found.job.kind
+    if found.plan is not None:
+        trained = solve_and_train(gathered, plan_of(found.units, found.plan), None, found.reference, f"{budget.name}/solved0")
+        units = units_of(gathered.checkpoint, kind, found.menu, gathered.shapes, gathered.stream.tables(),
+                         damages(gathered, trained.coded))
+        chosen = [min(unit.options, key=lambda option: option.nbytes) for unit in units]
+        return Reached(units, chosen, trained, [], found.spectra, kind.size(gathered.checkpoint, trained.coded.plan))
     if found.candidates is None:
         from .fill import fill
 

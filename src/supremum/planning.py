@@ -15,8 +15,10 @@ from .errors import BudgetError, SupremumError
 from .gather import Gathered, price
 from .limits import LayerSpectrum
 from .sizes import format_size
+from .stats.sweep import moments
 
 if TYPE_CHECKING:
+    from .checkpoint.targets import LazyCoded
     from .costs import Costs
     from .solve.gains import Trained
 
@@ -115,6 +117,20 @@ def prices(gathered: Gathered) -> dict[tuple[str, str], float]:
     return {key: price(product, gathered.windows.shape[1]) for key, product in gathered.products().items()}
 
 
+def damages(gathered: Gathered, coded: LazyCoded) -> dict[tuple[str, str], float]:
+    """The same of finished matrices of the blocks, which no candidate was priced for: tr(B dW S dW^T) / 2 (K-FAC)."""
+    found = {}
+    for block in gathered.stream.blocks:
+        sums, keys = moments(gathered.workspace, gathered.calls, block)
+        for layer, key in keys.items():
+            name = gathered.inner(block, layer)
+            if (decoded_OI := coded.decoded(name)) is not None:
+                change_OI, fisher = decoded_OI - gathered.weight(name), gathered.fisher(block, layer)
+                weighted_OI = fisher @ change_OI if fisher.ndim == 2 else fisher[:, None] * change_OI
+                found[name, coded.plan[name]] = max(0.0, 0.5 * float((weighted_OI * (change_OI @ sums[key])).sum()))
+    return found
+
+
 def plan_of(units: Sequence[Unit], options: Sequence[Option]) -> dict[str, str]:
     """Tensor name -> codec name; tensors that stay are left out."""
     return {name: option.codec for unit, option in zip(units, options, strict=True) if option.codec is not None
@@ -146,6 +162,26 @@ def check_feasible(budget: Budget, units: Sequence[Unit], checkpoint: Checkpoint
     if budget.bits is not None and budget.bits < bits:
         raise BudgetError(f"{budget.bits:g} bits a weight is too few: the least this target can hold is {bits:.3f}.",
                           f"Ask for --bits {math.ceil(bits * 1000) / 1000} or more, or another --target.")
+
+
+def only_plan(budget: Budget, units: Sequence[Unit], checkpoint: Checkpoint, target: Target) -> list[Option] | None:
+    """The smallest plan, where size or bits a weight leave room for no other and the embedding and the head are kept: then
+    there is nothing to choose, and no candidate has to be solved or priced. None where there is a choice."""
+    if (budget.size is None and budget.bits is None) or budget.max_kl or budget.memory or budget.speed:
+        return None
+    if any(not unit.in_blocks and len(unit.options) > 1 for unit in units):
+        return None
+    check_feasible(budget, units, checkpoint, target)
+    least = [min(unit.options, key=lambda option: option.nbytes) for unit in units]
+    size = target.size(checkpoint, plan_of(units, least))
+    for place, unit in enumerate(units):
+        for option in unit.options:
+            other = [*least[:place], option, *least[place + 1:]]
+            if option is not least[place] and (
+                    budget.size is None or size + option.nbytes - least[place].nbytes <= budget.size) and (
+                    budget.bits is None or block_rate(units, other)[1] <= budget.bits * (1 + 1e-12)):
+                return None
+    return least
 
 
 def spend(budget: Budget, units: Sequence[Unit], checkpoint: Checkpoint, target: Target, *, nats: float | None = None,

@@ -83,10 +83,8 @@ def reach(gathered: Gathered, units: list[Unit], candidates: Candidates, referen
     def solved(plan: list[Option], attempt: int) -> tuple[list[Option], Trained, dict[str, Any] | None]:
         chosen, swaps = swap(gathered, kind, budget, units, plan, candidates, reference, correction(points) * _nats(plan),
                              f"{budget.name}/swaps{attempt}")
-        folder = f"{budget.name}/solved{attempt}"
-        coded = _solve(gathered, plan_of(units, chosen), candidates, folder)
-        return chosen, train_gains(gathered.stream, gathered.windows, gathered.held_out, reference, gathered.workspace, coded,
-                                   folder), swaps
+        return chosen, solve_and_train(gathered, plan_of(units, chosen), candidates, reference,
+                                       f"{budget.name}/solved{attempt}"), swaps
 
     if budget.max_kl is None:
         return solved(planned(0, None), 0)
@@ -118,8 +116,10 @@ def reach(gathered: Gathered, units: list[Unit], candidates: Candidates, referen
     return min(found, key=lambda each: kind.size(gathered.checkpoint, each[1].coded.plan))
 
 
-def _solve(gathered: Gathered, plan: Mapping[str, str], candidates: Candidates, folder: str) -> LazyCoded:
-    tables = {name: candidates.get(name, plan[name]) for name in gathered.stream.tables() if name in plan}
+def solve_and_train(gathered: Gathered, plan: Mapping[str, str], candidates: Candidates | None, reference: torch.Tensor,
+                    folder: str) -> Trained:
+    """The plan (tensor name -> codec name) solved, trained and measured. candidates: of the tables, where it codes any."""
+    tables = {name: candidates.get(name, plan[name]) for name in gathered.stream.tables() if candidates and name in plan}
     files = solve_final(gathered.stream, gathered.windows, gathered.workspace, plan, gathered.weight, gathered.shapes,
                         folder, tables, Grids(gathered.fisher_of))
 
@@ -128,7 +128,8 @@ def _solve(gathered: Gathered, plan: Mapping[str, str], candidates: Candidates, 
             return tables[name]
         return load_coded(gathered.workspace, files[name], name, plan[name], gathered.shapes[name])
 
-    return LazyCoded(plan, load)
+    return train_gains(gathered.stream, gathered.windows, gathered.held_out, reference, gathered.workspace,
+                       LazyCoded(plan, load), folder)
 
 
 def _nats(options: list[Option]) -> float:

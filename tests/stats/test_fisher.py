@@ -65,10 +65,11 @@ def whole_model(checkpoint: Checkpoint, windows_NT: Tensor, changes: dict[str, T
         outputs.clear()
         result = model(input_ids=windows_NT[n:n + 1])
         generator = torch.Generator().manual_seed(SEED * 1_000_003 + n)
-        value = gaussian_score(result.last_hidden_state, generator) if headless else score(result.logits, generator)
+        output = result.last_hidden_state if headless else result.logits
+        upper = (gaussian_score if headless else score)(output, generator)
         flat = [(name, out) for name, outs in outputs.items() for out in outs]
         names = list(changes)
-        gradients = torch.autograd.grad(value, [parameters[name] for name in names] + [out for _, out in flat])
+        gradients = torch.autograd.grad(output, [parameters[name] for name in names] + [out for _, out in flat], upper)
         for name, gradient in zip(names, gradients, strict=False):
             gradient = gradient.T if turned[name] else gradient
             found[f"v|{name}"].append((gradient.double() * changes[name].double()).sum())
@@ -104,6 +105,18 @@ def test_products_of_headless_encoders(tiny_model: TinyModel, tmp_path: Path, fa
     check(open_checkpoint(tiny_model(family, architecture=HEADLESS[family])), tmp_path, headless=True)
 
 
+def test_some_sequences_price_the_candidates(tiny_model: TinyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every third window of nine, whatever the batches: the very products that all nine have there."""
+    stream = BlockStream(open_checkpoint(tiny_model("llama")), dtype=torch.float32)
+    changes, text = random_changes(stream), windows(9, 16)
+    every = swept(stream, Workspace(tmp_path / "every", {}), text, changes, 16)
+    monkeypatch.setattr("supremum.stats.fisher.PRICED", 3)
+    monkeypatch.setattr("supremum.stats.sweep.BATCH_TOKENS", 32)  # two windows
+    some = swept(stream, Workspace(tmp_path / "some", {}), text, changes, 16)
+    for name in changes:
+        torch.testing.assert_close(some[f"v|{name}"], every[f"v|{name}"][::3], atol=1e-5, rtol=1e-4)
+
+
 def exact_second_order(model: nn.Module, changes: dict[str, Tensor], windows_NT: Tensor) -> Tensor:
     """1/2 Var_{v ~ p}[dz_v] (N, T) in float64, dz the logits' derivative along the change: KL to second order, exactly."""
     parameters = {name: p.detach() for name, p in model.named_parameters()}
@@ -124,7 +137,8 @@ def true_kl(model: nn.Module, changes: dict[str, Tensor], windows_NT: Tensor) ->
 
 
 @pytest.mark.parametrize("part", ["all", "model.layers.0.mlp.down_proj.weight", "model.embed_tokens.weight"])
-def test_the_prediction_is_the_exact_second_order(tiny_model: TinyModel, tmp_path: Path, part: str) -> None:
+def test_the_prediction_is_the_exact_second_order(tiny_model: TinyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                  part: str) -> None:
     """Against a float64 derivative of the logits, within four standard errors of the sampled labels, and that one
     against the true KL of a small change. A sum over layers before squaring has the terms between layers."""
     checkpoint = open_checkpoint(tiny_model("qwen2"))
@@ -135,6 +149,7 @@ def test_the_prediction_is_the_exact_second_order(tiny_model: TinyModel, tmp_pat
     true = true_kl(checkpoint.model(torch.float64), changes, text)
     assert float(true.mean()) == pytest.approx(float(exact.mean()), rel=0.02)
 
+    monkeypatch.setattr("supremum.stats.fisher.PRICED", len(text))
     every = random_changes(stream, 1e-4)
     found = swept(stream, Workspace(tmp_path / "w", {}), text, every, 12)
     product_N = torch.stack([found[f"v|{name}"].double() for name in changes]).sum(0)
@@ -144,9 +159,12 @@ def test_the_prediction_is_the_exact_second_order(tiny_model: TinyModel, tmp_pat
 
 
 def test_labels_are_sampled_from_the_model() -> None:
-    """The score's gradient has mean zero and variance p (1 - p) at each logit."""
+    """The score is one-hot(y) - p: mean zero and variance p (1 - p) at each logit, and autograd's of some log p(y)."""
     logits = torch.tensor([2.0, 0.5, -1.0]).repeat(1, 20_000, 1).requires_grad_(True)
-    gradient, = torch.autograd.grad(score(logits, torch.Generator().manual_seed(0)), logits)
+    gradient = score(logits, torch.Generator().manual_seed(0))
+    drawn = gradient.argmax(-1, keepdim=True)
+    exact, = torch.autograd.grad(logits.log_softmax(-1).gather(-1, drawn).sum(), logits)
+    torch.testing.assert_close(gradient, exact)
     p = logits.detach()[0, 0].softmax(-1)
     assert gradient[0].mean(0).abs().max() < 0.02
     torch.testing.assert_close(gradient[0].var(0), p * (1 - p), atol=0.01, rtol=0.0)
@@ -208,7 +226,7 @@ def test_shrinkage_is_ledoit_and_wolfs(monkeypatch: pytest.MonkeyPatch, length: 
     g_NTO = clustered(12, length, 40, seed=0)
     found: dict[str, Tensor] = {}
     for part in g_NTO.split(5):
-        _add_fisher(found, "B|x", part)
+        _add_fisher(found, "B|x", part, slice(None))
     _mean(found, 12, length)
     each = torch.stack([g.double().T @ g.double() / length for g in g_NTO])
     if limit < 40:
@@ -226,7 +244,7 @@ def test_shrinkage_helps_on_other_sequences() -> None:
     """What a code shaped by B^-1 does to new gradients, tr(B_new B^-1) |B|^(1/O) / O, is less with the shrunk B."""
     def fitted(seed: int) -> tuple[Tensor, float]:
         found: dict[str, Tensor] = {}
-        _add_fisher(found, "B|x", clustered(16, 8, 64, seed))
+        _add_fisher(found, "B|x", clustered(16, 8, 64, seed), slice(None))
         _mean(found, 16, 8)
         return found["B|x"].double(), float(found["r|x"])
 

@@ -10,15 +10,16 @@ B is a mean over few sequences, and the tokens of one are alike: its small eigen
 drawn from them would promise to use. `shrunk` mixes in the share r of mean(diag B) I that loses least in Frobenius norm
 (Ledoit & Wolf 2004), with whole sequences as the independent samples:
 
-    r = (E_s |B_s|^2 - |B|^2) / N  /  (|B|^2 - tr(B)^2 / O)      B_s the mean over sequence s of N
+    r = (E_s |B_s|^2 - |B|^2) / N  /  (|B|^2 - tr(B)^2 / O)      B_s the mean over sequence s of N; E_s over SHARED of them
 
 The weights stand in the second moment of the final solve, E[w x x^T], for what B (x) S leaves out: that g and x go together
 (GuidedQuant, arXiv 2505.07004, takes |g_t|^2; of one drawn label that is mostly noise, and its root does better here).
 
 The last is exact to second order for the sampled sequences: given the text, scores of different positions are
 uncorrelated. G_s is formed for a few sequences of one layer at a time and only its inner products with the candidates'
-changes are kept. A model without a vocabulary head is read as a Gaussian around its output with the output's own
-variance: KL is then half the relative squared error summed over features.
+changes are kept, of about PRICED sequences: more would hardly tell two formats better apart. A model without a vocabulary
+head is read as a Gaussian around its output with the output's own variance: KL is then half the relative squared error
+summed over features.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from .streaming import BlockStream, linears
 from .sweep import accumulate, batches, hidden_file
 
 SEQUENCES, CHUNK = 8, 1 << 16  # of weight gradients: sequences, and weights of each, that are worked on at one time
+PRICED, SHARED = 32, 8  # sequences, spread evenly over all, that candidates are priced on, and that say how B is shrunk
 FULL_FISHER = 4096  # outputs up to which B is kept whole; beyond, its diagonal
 
 Changes = Callable[[str], Mapping[str, Tensor]]  # tensor name -> (codec name -> dW (O, I)) of its candidates
@@ -50,22 +52,21 @@ def gradient_file(call: int) -> str:
 
 
 def score(output: Tensor, generator: torch.Generator) -> Tensor:
-    """A scalar whose gradient is that of log p(y | output) with y sampled; output (N, T, V) logits or (N, T, d) features."""
+    """d log p(y | output) / d output with y sampled, of logits (N, T, V) or features (N, T, d): one-hot(y) - p."""
     if output.shape[-1] < 2 or not output.is_floating_point():
         raise ValueError("the model's output is neither logits nor features")
-    log_p = torch.log_softmax(output.float(), -1)
-    with torch.no_grad():
-        below = log_p.exp().cumsum(-1)  # one uniform draw a position: torch.multinomial draws one for every token
-        drawn = torch.rand((*output.shape[:-1], 1), generator=generator) * below[..., -1:]
-        labels = torch.searchsorted(below, drawn, right=True).clamp_(max=output.shape[-1] - 1)
-    return log_p.gather(-1, labels).sum()
+    p = torch.softmax(output.detach().float(), -1)
+    below = p.cumsum(-1)  # one uniform draw a position: torch.multinomial draws one for every token
+    drawn = torch.rand((*output.shape[:-1], 1), generator=generator) * below[..., -1:]
+    labels = torch.searchsorted(below, drawn, right=True).clamp_(max=output.shape[-1] - 1)
+    return p.neg_().scatter_add_(-1, labels, torch.ones(labels.shape)).to(output.dtype)
 
 
 def gaussian_score(output: Tensor, generator: torch.Generator) -> Tensor:
     """The same for features: y ~ N(h, v) with v each feature's variance over the tokens."""
     variance = output.detach().float().flatten(0, -2).var(0, unbiased=False).clamp_min(1e-12)
     noise = torch.randn(output.shape, generator=generator)
-    return (output.float() * (noise / variance.sqrt())).sum()
+    return (noise / variance.sqrt()).to(output.dtype)
 
 
 class _Watch:
@@ -122,9 +123,11 @@ def fisher(stream: BlockStream, windows_NT: Tensor, workspace: Workspace, change
                         lower.append(torch.autograd.grad(output, entry, upper_NTd[part])[0])
                 for name in layers:
                     g_NTO, x_NTI = watch.gradients[name], watch.inputs[name]
-                    _add_fisher(found, f"B|{name}", g_NTO)
+                    _add_fisher(found, f"B|{name}", g_NTO, _some(part, len(windows_NT), SHARED))
                     _append(found, f"w|{name}", torch.linalg.vector_norm(g_NTO.float(), dim=-1))
-                    _add_products(found, name, g_NTO, x_NTI, _flat(stream, changes, f"{call.block}.{name}.weight"))
+                    priced = _some(part, len(windows_NT), PRICED)
+                    _add_products(found, name, g_NTO[priced], x_NTI[priced],
+                                  _flat(stream, changes, f"{call.block}.{name}.weight"))
         _mean(found, len(windows_NT), length)
         workspace.save(fisher_file(k), found)
         workspace.save(gradient_file(k), {"g": torch.cat(lower)})
@@ -142,16 +145,18 @@ def _head(stream: BlockStream, windows_NT: Tensor, workspace: Workspace, changes
     layer = stream.model.get_output_embeddings()
     with stream.head() as head:
         for n in track(range(len(hidden_NTd)), "Fisher of the head"):
+            part = slice(n, n + 1)
             generator = torch.Generator().manual_seed(seed * 1_000_003 + n)
             watch = _Watch()
             with watch.on({"head": layer} if layer is not None else {}), torch.enable_grad():
-                entry = hidden_NTd[n:n + 1].detach().requires_grad_(True)
+                entry = hidden_NTd[part].detach().requires_grad_(True)
                 output = head(entry)
-                value = score(output, generator) if layer is not None else gaussian_score(output, generator)
-                gradients.append(torch.autograd.grad(value, entry)[0])
+                upper = score(output, generator) if layer is not None else gaussian_score(output, generator)
+                gradients.append(torch.autograd.grad(output, entry, upper)[0])
             if layer is not None:
-                _add_fisher(found, "B|head", watch.gradients["head"])
-                _add_products(found, "head", watch.gradients["head"], watch.inputs["head"], changes)
+                g_NTO, priced = watch.gradients["head"], _some(part, len(hidden_NTd), PRICED)
+                _add_fisher(found, "B|head", g_NTO, _some(part, len(hidden_NTd), SHARED))
+                _add_products(found, "head", g_NTO[priced], watch.inputs["head"][priced], changes)
     _mean(found, len(windows_NT), length)
     workspace.save(gradient_file(depth), {"g": torch.cat(gradients)})
     workspace.save("fisher/head.safetensors", found or {"none": torch.zeros(1)})
@@ -165,9 +170,10 @@ def _tables(stream: BlockStream, tokens_NT: Tensor, workspace: Workspace, change
                               for part in batches(tokens_NT)])
     found = {key.replace("|head", f"|{head}"): value for key, value in workspace.load("fisher/head.safetensors").items()
              if "|head" in key}
+    priced = _some(slice(0, len(tokens_NT)), len(tokens_NT), PRICED)
     for codec, change_Ve in changes.items():
         key = f"v|{embedding}|{codec}"
-        looked_up = (gradient_NTe * change_Ve[tokens_NT].float()).sum((1, 2))
+        looked_up = (gradient_NTe[priced] * change_Ve[tokens_NT[priced]].float()).sum((1, 2))
         found[key] = found[key] + looked_up if key in found else looked_up
     workspace.save("fisher/tables.safetensors", found)
 
@@ -186,16 +192,21 @@ def shrunk(fisher: Tensor, share: float) -> Tensor:
     return result_OO
 
 
-def _add_fisher(found: dict[str, Tensor], key: str, g_NTO: Tensor) -> None:
-    """Sums over tokens of g g^T, or its diagonal, and under "norm|..." over sequences of |sum_t g g^T|^2."""
-    g_TO = g_NTO.flatten(0, -2)
-    if diagonal := g_TO.shape[1] > FULL_FISHER:
-        found[key] = found.get(key, 0) + g_TO.float().square().sum(0)
+def _some(part: slice, total: int, count: int) -> slice:
+    """Of the windows `part` of `total` those that are among about `count` spread evenly over all; counted from its start."""
+    stride = max(1, total // count)
+    return slice(-part.start % stride, None, stride)
+
+
+def _add_fisher(found: dict[str, Tensor], key: str, g_NTO: Tensor, shared: slice) -> None:
+    """Sums over tokens of g g^T, or its diagonal, and under "norm|..." |sum_t g g^T|^2 of some sequences."""
+    if diagonal := g_NTO.shape[-1] > FULL_FISHER:
+        found[key] = found.get(key, 0) + g_NTO.flatten(0, -2).float().square().sum(0)
     else:
-        accumulate(found, key, g_TO)
-    for g_sTO in g_NTO.float():
+        accumulate(found, key, g_NTO.flatten(0, -2))
+    for g_sTO in g_NTO[shared].float():
         form = g_sTO.square().sum(0) if diagonal else g_sTO @ g_sTO.T if len(g_sTO) < g_sTO.shape[1] else g_sTO.T @ g_sTO
-        found[f"norm|{key}"] = found.get(f"norm|{key}", 0) + form.square().sum(dtype=torch.float64)
+        _append(found, f"norm|{key}", form.square().sum(dtype=torch.float64).view(1))
 
 
 def _mean(found: dict[str, Tensor], sequences: int, length: int) -> None:
@@ -206,14 +217,14 @@ def _mean(found: dict[str, Tensor], sequences: int, length: int) -> None:
             continue
         fisher = found[key].double()
         square, trace = fisher.square().sum(), fisher.sum() if fisher.ndim == 1 else fisher.diagonal().sum()
-        noise = (norm / sequences / length ** 2 - square) / sequences
+        noise = (norm.mean() / length ** 2 - square) / sequences
         found[key.replace("B|", "r|")] = (noise / (square - trace ** 2 / len(fisher)).clamp_min(1e-300)).clamp(0, 1).view(1)
 
 
 def _add_products(found: dict[str, Tensor], name: str, g_NTO: Tensor, x_NTI: Tensor, changes: Mapping[str, Tensor],
                   ) -> None:
     """<G_s, dW> of each sequence; the weight gradients of SEQUENCES of them at a time are held."""
-    for g_sTO, x_sTI in zip(g_NTO.split(SEQUENCES), x_NTI.split(SEQUENCES), strict=True) if changes else ():
+    for g_sTO, x_sTI in zip(g_NTO.split(SEQUENCES), x_NTI.split(SEQUENCES), strict=True) if changes and len(g_NTO) else ():
         gradient_sP = torch.bmm(g_sTO.transpose(1, 2), x_sTI).flatten(1)
         total_Cs = torch.zeros(len(changes), len(gradient_sP))
         for start in range(0, gradient_sP.shape[1], CHUNK):  # what is in float32 at one time stays in the caches
