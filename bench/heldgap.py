@@ -1,6 +1,6 @@
 """Whether an archive's gap to the limit is that of the text it was calibrated on, or holds on other windows of it.
 
-    python bench/heldgap.py REFERENCE TEXT [--bits 3] [--tokens 8192] [--seed 0] [--dtype auto] [--json]
+    python bench/heldgap.py REFERENCE TEXT [--bits 3] [--tokens 8192] [--untrained] [--seed 0] [--dtype auto] [--json]
 
 The archive is made as `supremum optimize --target archive --bits` makes it, from TOKENS calibration tokens. `supremum limit`
 takes S, B and so the limit from the calibration windows and the KL from others. Here each side has both from its own windows,
@@ -9,7 +9,8 @@ as many of each: the calibration's, and others that share no text with them and 
     gap              b - R(k): bits above the least at the measured KL                 (gap.py)
     layers' gap      mean_l (b_l - R_l(n_l)): the same of each layer by itself, in the metric of that side's S and B
 
---json: the table goes to standard error and a JSON document to standard output.
+--untrained: without the last stage, which trains norms on the calibration windows. --json: the table goes to standard error
+and a JSON document to standard output.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from supremum.gap import FileGap, gap_of
 from supremum.gather import HELD_OUT_TOKENS, Gathered, gather, gather_fisher, window_length
 from supremum.pipeline import lay_out, made, open_job, statistics
 from supremum.plain import plain
+from supremum.solve import gains
 from supremum.text.windows import calibration_and_held_out
 from supremum.workspace import Workspace
 
@@ -74,10 +76,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("text")
     parser.add_argument("--bits", type=float, default=3.0)
     parser.add_argument("--tokens", type=int, default=8192, help="of calibration, and as many held out")
+    parser.add_argument("--untrained", action="store_true", help="norms stay as they are")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dtype", default="auto", help="of the forward passes")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(arguments)
+    gains.PASSES *= not args.untrained
 
     def say(line: str) -> None:
         print(line, file=sys.stderr if args.json else sys.stdout, flush=True)
