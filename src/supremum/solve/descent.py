@@ -26,9 +26,9 @@ from ..codecs import Codec, Coded, Grid, decode_grid
 from .cancellation import damped, pick_rows, rows_of
 from .scales import code_table, refit
 
-ROUNDS = 3  # over all rows
+ROUNDS = 2  # over all rows; a third buys hardly anything
 SWEEPS = 2  # over the columns of a row, each time that its turn comes
-BLOCK = 32  # rows whose scales are fitted, and whose g is computed, together
+BLOCK = 64  # rows whose scales are fitted, and whose g is computed, together
 OUTPUT_DAMPING = 1.0  # share of diag(B) added to B: less fits the few sequences that B was seen on (bench/ridge.py)
 
 
