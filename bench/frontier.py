@@ -8,7 +8,8 @@ with kl_mean, kl_standard_error, perplexity_candidate and bytes. Each row is wri
 nearest-rounding rows by the stock encoder (`gguf`) or by absmax scales; those of `imatrix` by llama.cpp's kernels with an
 importance matrix. --peers: a folder of environments that bench/peers/install.py made; each peer in it runs on the same text
 beside its row. Beside llama.cpp ours leave the embedding at bfloat16, too, and are given the bytes of its file. Our seconds
-are of the whole run, a peer's of its quantising alone.
+are of the whole run; how much of it was quantising, not the limit, the proof and the report, is said below. A peer's are of
+its quantising alone.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ from supremum.output import convert
 from supremum.pipeline import optimize
 from supremum.stats.streaming import BlockStream, orientation
 
+AROUND = ("check what is needed", "rehearse export and reload", "analyse the layers", "measure the machine", "write",
+          "prove in the stock runtime", "write samples")  # phases of a run that are not quantising
 ROWS = ("gguf", "imatrix", "gguf-least", "int4", "int3", "int2", "archive-4", "archive-3", "archive-2.55", "archive-2.1")
 
 
@@ -108,15 +111,19 @@ class Table:
               flush=True)
         return found
 
-    def optimized(self, name: str, budget: Budget, **options: Any) -> tuple[Path, str, tuple[float, float]]:
+    def optimized(self, name: str, budget: Budget, **options: Any) -> tuple[Path, dict[str, Any], tuple[float, float]]:
         args, start, out = self.args, clock(), self.folder / name
         result = optimize(args.reference, budget, text=[args.calibration], tokens=args.tokens, out=out, seed=args.seed,
                           **options)
-        return out, result.document["result"]["file"], since(start)
+        return out, dict(result.document), since(start)
 
     def ours(self, label: str, budget: Budget, **options: Any) -> dict[str, float]:
-        out, file, spent = self.optimized(label.replace(" ", "-"), budget, **options)
-        return self.row(label, out / file, spent)
+        out, document, spent = self.optimized(label.replace(" ", "-"), budget, **options)
+        found = self.row(label, out / document["result"]["file"], spent)
+        seconds = {phase["name"]: phase["seconds"] for phase in document["phases"]}
+        share = sum(value for name, value in seconds.items() if name not in AROUND) / sum(seconds.values())
+        print(f"\nquantising: {100 * share:.0f} % of these seconds\n", flush=True)
+        return found
 
     def archive(self, bits: float) -> None:
         """The tables stay as they are; the referee, which knows no archives, is given its floats."""
