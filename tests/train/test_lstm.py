@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+from supremum.measure.metrics import entities
 from supremum.train import lstm
 
 
@@ -23,6 +24,24 @@ def test_order_is_learnt_and_seeded() -> None:
     said = lstm.predict(train, valid, texts, 3)
     assert sum(one == other for one, other in zip(said, labels, strict=True)) > 190
     assert said == lstm.predict(train, valid, texts, 3)
+
+
+def test_tags_follow_the_words_around_them() -> None:
+    """"York" is a place after "in" and a person after "Mr": what each word's commonest tag cannot say."""
+    def rows(count: int, seed: int) -> tuple[list[list[str]], list[list[str]]]:
+        draw, words, tags = random.Random(seed), [], []
+        for number in range(count):
+            place = draw.choice(["York", "Lincoln", "Berlin"])
+            more = draw.choices(["river", "stone", "window"], k=draw.randrange(3))
+            words.append([*more, "in" if number % 2 else "Mr", place, "today"])
+            tags.append(["O"] * (len(more) + 1) + ["B-place" if number % 2 else "B-person", "O"])
+        return words, tags
+
+    train, valid, (words, tags) = rows(1200, 0), rows(100, 1), rows(200, 2)
+    said = lstm.tag(train, valid, words, 3)
+    assert entities(tags, said)["f1"] > 0.95 and said == lstm.tag(train, valid, words, 3)
+    long = [["in", "York", *["river"] * 2 * lstm.LENGTH], []]
+    assert [len(one) for one in lstm.tag(train, valid, long, 3)] == [len(one) for one in long]
 
 
 def test_rows_of_no_known_word_and_of_han_are_answered() -> None:

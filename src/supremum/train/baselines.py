@@ -2,7 +2,7 @@
 
     classify, pairs   the commonest label; logistic regression on TF-IDF of words and pairs of words (of characters, where
                       the text has no spaces); a small LSTM (lstm.py)
-    tag               O everywhere is 0 F1 by definition: each word's commonest tag in the training text
+    tag               O everywhere is 0 F1 by definition: each word's commonest tag in the training text; a small LSTM
     answer            the sentence of the context that shares most words with the question
     generation        the source itself (translation); its first three sentences (summaries)
     embed             latent semantic analysis: TF-IDF to 100 dimensions
@@ -33,7 +33,7 @@ def baselines(task: Task, train: Sequence[Row], test: Sequence[Row], valid: Sequ
         found = {"majority": [common] * len(test), "TF-IDF + logistic regression": bag_of_words(task, train, test)}
         return found | ({"LSTM": recurrent(task, train, valid, test, seed)} if valid else {})
     if task.name == "tag":
-        return {"word's commonest tag": lookup(train, test)}
+        return {"word's commonest tag": lookup(train, test)} | ({"LSTM": tagged(train, valid, test, seed)} if valid else {})
     if task.name == "answer":
         return {"sentence with most of the question's words": [nearest_sentence(row) for row in test]}
     if task.name == "embed":
@@ -65,6 +65,14 @@ def recurrent(task: Task, train: Sequence[Row], valid: Sequence[Row], test: Sequ
     one, other = (([task.text(row) for row in rows], task.truth(rows)) for rows in (train, valid))
     with phase("train the LSTM"):
         return predict(one, other, [task.text(row) for row in test], seed)
+
+
+def tagged(train: Sequence[Row], valid: Sequence[Row], test: Sequence[Row], seed: int) -> list[list[str]]:
+    from .lstm import tag
+
+    one, other = (([row["words"] for row in rows], [row["tags"] for row in rows]) for rows in (train, valid))
+    with phase("train the LSTM"):
+        return tag(one, other, [row["words"] for row in test], seed)
 
 
 def semantic(task: Task, train: Sequence[Row], test: Sequence[Row]) -> list[Any]:
