@@ -81,7 +81,6 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--dtype", default="auto", help="of the forward passes")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(arguments)
-    gains.PASSES *= not args.untrained
 
     def say(line: str) -> None:
         print(line, file=sys.stderr if args.json else sys.stdout, flush=True)
@@ -96,7 +95,11 @@ def main(arguments: list[str] | None = None) -> None:
         job = open_job(args.reference, folder / "out", target="archive", text=[args.text], tokens=args.tokens, keep=None,
                        only=None, seed=args.seed, dtype=args.dtype)
         found = statistics(job, lay_out(job), workspace_of(folder / "calibration", windows_NT, chooses_NT))
-        _, written = made(found, Budget(bits=args.bits))
+        passes, gains.PASSES = gains.PASSES, 0 if args.untrained else gains.PASSES
+        try:
+            _, written = made(found, Budget(bits=args.bits))
+        finally:
+            gains.PASSES = passes
         file = open_checkpoint(written)
         say("| windows | bits | KL | of the limit | gap | layers' gap |\n|---|---|---|---|---|---|")
         sides = [Side.of("calibration", own(found.gathered, file))]
@@ -110,8 +113,8 @@ def main(arguments: list[str] | None = None) -> None:
     say(f"| difference | | | | {gap:+.3f} | {layers:+.3f} |")
     if args.json:
         print(json.dumps(plain({"reference": args.reference, "text": args.text, "tokens": windows_NT.numel(),
-                                "bits": args.bits, "sides": sides, "gap_difference": gap, "layers_gap_difference": layers}),
-                         indent=1))
+                                "bits": args.bits, "trained": not args.untrained, "seed": args.seed, "sides": sides,
+                                "gap_difference": gap, "layers_gap_difference": layers}), indent=1))
 
 
 if __name__ == "__main__":

@@ -106,25 +106,32 @@ def test_lossless_of_float32_names_the_remedy(tiny_model, tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_between_levels_it_resumes_to_the_same_bytes(tiny_model, text, tmp_path, monkeypatch):  # noqa: F811
-    model = tiny_model("llama", "bfloat16")
-    whole = run(model, text, tmp_path / "whole", Budget(bits=3.5)).folder
-
+@pytest.mark.parametrize("budget", [Budget(bits=3.5), Budget(max_kl=0.02)], ids=["bits", "kl"])
+def test_killed_between_levels_it_resumes_to_the_same_bytes(budget, tiny_model, text, tmp_path, monkeypatch):  # noqa: F811
     from supremum import fill
 
-    real, calls = fill.water, []
+    model, real, levels = tiny_model("llama", "bfloat16"), fill.solve_level, []
 
-    def stops(*args, **options):
-        calls.append(1)
-        if len(calls) == 9:
+    def counts(*given, **options):
+        levels.append(1)
+        return real(*given, **options)
+
+    monkeypatch.setattr(fill, "solve_level", counts)
+    whole = run(model, text, tmp_path / "whole", budget).folder
+    last = len(levels)
+    assert last > 2
+
+    def stops(*given, **options):
+        if len(levels) == last - 1:
             raise KeyboardInterrupt
-        return real(*args, **options)
+        return counts(*given, **options)
 
-    monkeypatch.setattr(fill, "water", stops)
+    levels.clear()
+    monkeypatch.setattr(fill, "solve_level", stops)
     with pytest.raises(KeyboardInterrupt):
-        run(model, text, tmp_path / "out", Budget(bits=3.5))
-    monkeypatch.setattr(fill, "water", real)
-    resumed = run(model, text, tmp_path / "out", Budget(bits=3.5)).folder
+        run(model, text, tmp_path / "out", budget)
+    monkeypatch.setattr(fill, "solve_level", real)
+    resumed = run(model, text, tmp_path / "out", budget).folder
     one, two = (hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest() for folder in (whole, resumed))
     assert one == two
 

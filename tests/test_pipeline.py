@@ -126,12 +126,44 @@ def test_without_a_choice_nothing_is_priced_and_the_file_is_the_same(tiny_model,
         patch.setattr(pipeline, "only_plan", lambda *given: None)
         chosen = run(model, text, tmp_path / "chosen", Budget(bits=4.3), **options)
     assert priced.called and files(chosen.folder) == files(alone.folder)
-    with monkeypatch.context() as patch:  # killed after its statistics
+    assert any("no candidate was priced" in line for line in alone.document["assumptions"])
+    assert not any("no candidate was priced" in line for line in chosen.document["assumptions"])
+
+
+def test_the_remedy_of_too_few_bits_works(tiny_model, text, tmp_path):
+    """It leaves one plan of a menu of several formats."""
+    model = tiny_model("llama", hidden_size=128, intermediate_size=256)
+    options = {"target": "compressed-tensors", "only": ["int4-g64", "int8-g64"]}
+    with pytest.raises(BudgetError, match=r"--bits ([0-9.]+) or more") as refused:
+        run(model, text, tmp_path / "out", Budget(bits=1), **options)
+    bits = float(str(refused.value).split("--bits ")[1].split(" or more")[0])
+    result = run(model, text, tmp_path / "out", Budget(bits=bits), **options).document
+    assert {layer["codec"] for layer in result["plan"]} == {"int4-g64", "as it is"} and result["proof"]["passed"]
+
+
+@pytest.mark.parametrize(("first", "second", "at"), [
+    (4.3, 12, None), *(pytest.param(*case, marks=pytest.mark.slow) for case in (
+        (4.3, 12, "fisher/0001"), (12, 4.3, "fisher/0001"), (12, 4.3, None)))])  # fmt: skip
+def test_what_a_killed_run_left_serves_another_budget_or_is_made_again(tiny_model, text, tmp_path, monkeypatch, first, second,
+                                                                       at):
+    """One of the two budgets leaves a choice. Killed after the statistics, or in the backward sweep."""
+    model = tiny_model("llama", hidden_size=128, intermediate_size=256)
+    options = {"target": "compressed-tensors", "only": ["int4-g64"]}
+    save = Workspace.save
+
+    def kills(self, name, tensors):
+        save(self, name, tensors)
+        if at is not None and name.startswith(at):
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Workspace, "save", kills)
         patch.setattr(pipeline, "finish", Mock(side_effect=KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            run(model, text, tmp_path / "killed", Budget(bits=4.3), **options)
-    other = run(model, text, tmp_path / "killed", Budget(bits=12), **options)
-    assert files(other.folder) == files(run(model, text, tmp_path / "other", Budget(bits=12), **options).folder)
+            run(model, text, tmp_path / "killed", Budget(bits=first), **options)
+    assert (tmp_path / "killed.work" / "fisher").exists()
+    other = run(model, text, tmp_path / "killed", Budget(bits=second), **options)
+    assert files(other.folder) == files(run(model, text, tmp_path / "other", Budget(bits=second), **options).folder)
 
 
 def test_largest_kl_holds(tiny_model, text, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,15 +31,19 @@ def nats(plan: dict[str, str]) -> float:
     return math.fsum(next(o.nats for o in unit.options if o.codec == plan[unit.tensors[0]]) for unit in UNITS)
 
 
+def finishes(patch: pytest.MonkeyPatch, kl: Callable[[dict[str, str]], float]) -> None:
+    """Solving and training a plan leaves this KL."""
+    patch.setattr(module, "solve_and_train", lambda gathered, plan, *given: Trained(
+        SimpleNamespace(plan=plan), {}, {"kl_mean": kl(plan)}, None))  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("truth", [0.2, 0.5, 1.0, 2.5])
 @pytest.mark.parametrize("largest", [0.02, 0.3])
 def test_the_file_is_just_within_the_kl(truth: float, largest: float, tmp_path: Path,
                                         monkeypatch: pytest.MonkeyPatch) -> None:
     """truth: the finished file's KL over the prediction's, corrected by points that measured what was predicted."""
     monkeypatch.setattr(module, "swap", lambda *given: (given[4], None))
-    monkeypatch.setattr(module, "_solve", lambda gathered, plan, candidates, folder: SimpleNamespace(plan=plan))
-    monkeypatch.setattr(module, "train_gains", lambda *given: Trained(  # and not proportional to it
-        given[-2], {}, {"kl_mean": truth * nats(given[-2].plan) ** 1.1}, None))
+    finishes(monkeypatch, lambda plan: truth * nats(plan) ** 1.1)  # and not proportional to it
     gathered: Any = gathered_in(tmp_path)
     points = [{"kl": 1.0, "nats": 1.0}]
     chosen, trained, found = module.reach(gathered, UNITS, None, None, Budget(max_kl=largest), TARGET, points)  # type: ignore
@@ -75,9 +80,7 @@ def searched(folder: Path, budget: Budget, patch: pytest.MonkeyPatch, trials: in
     """`reach` with the search for better formats, where the finished file has half of the candidates' KL."""
     patch.setattr(swaps, "_States", Windows)
     patch.setattr(swaps, "TRIALS", trials)
-    patch.setattr(module, "_solve", lambda gathered, plan, candidates, folder: SimpleNamespace(plan=plan))
-    patch.setattr(module, "train_gains", lambda *given: Trained(
-        given[-2], {}, {"kl_mean": 0.5 * truly(given[-2].plan)}, None))
+    finishes(patch, lambda plan: 0.5 * truly(plan))
     return module.reach(gathered_in(folder), UNITS, None, None, budget, TARGET, [{"kl": 1.0, "nats": 1.0}])  # type: ignore
 
 
@@ -126,8 +129,7 @@ def test_a_killed_run_goes_on_to_the_same_plan(tmp_path: Path, monkeypatch: pyte
 
 def test_what_no_plan_keeps_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "swap", lambda *given: (given[4], None))
-    monkeypatch.setattr(module, "_solve", lambda gathered, plan, candidates, folder: SimpleNamespace(plan=plan))
-    monkeypatch.setattr(module, "train_gains", lambda *given: Trained(given[-2], {}, {"kl_mean": 0.5}, None))
+    finishes(monkeypatch, lambda plan: 0.5)
     gathered: Any = gathered_in(tmp_path)
     with pytest.raises(BudgetError, match=r"was not reached in \d plans|cannot be reached"):
         module.reach(gathered, UNITS, None, None, Budget(max_kl=0.4), TARGET, [{"kl": 1.0, "nats": 1.0}])  # type: ignore

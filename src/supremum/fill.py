@@ -83,14 +83,16 @@ def fill(gathered: Gathered, budget: Budget, kind: ArchiveTarget, spectra: list[
                            solved.folder)
 
     def kl(solved: Solved, ready: bool) -> float:
-        found: dict[str, Any] = trained(solved).quality if ready else _quality(gathered, solved, reference)
+        found: dict[str, Any] = gathered.workspace.json(f"{solved.folder}/trained.json", lambda: trained(solved).quality) \
+            if ready else _quality(gathered, solved, reference)
         return max(found["kl_mean"], 1e-9)
 
     curve, levels = Curve(spectra), _Levels(gathered, kind, names, budget.name)
     if budget.max_kl is not None:
         solved = levels.near(curve.level_at_kl(budget.max_kl / 4), kl, budget.max_kl)
         if excess(solved) > 0:
-            raise BudgetError(f"KL {budget.max_kl:g} takes {format_size(solved.size)}, more than the other limits allow.",
+            limits = "the other limits allow" if budget.size or budget.bits else f"an archive's {MOST_BITS:g} bits a weight"
+            raise BudgetError(f"KL {budget.max_kl:g} takes {format_size(solved.size)}, more than {limits}.",
                               "Allow more bytes, more bits or more KL.")
     else:
         allowed = min(rate for rate in (budget.bits, budget.size and 8 * (budget.size - fixed) / weights) if rate is not None)

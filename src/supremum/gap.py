@@ -139,9 +139,7 @@ def _damage(gathered: Gathered, file: Checkpoint, spectra: list[LayerSpectrum]) 
             name = gathered.inner(block, layer)
             change_OI = gathered.weight(name, file) - gathered.weight(name)
             image_OI = change_OI @ sums[key]
-            steady = gathered.fisher(block, layer)
-            weighted_OI = steady @ change_OI if steady.ndim == 2 else steady[:, None] * change_OI
-            nats[name] = max(0.0, 0.5 * float((weighted_OI * image_OI).sum()))
+            nats[name] = gathered.damage(block, layer, change_OI, sums[key])
             plain = float(change_OI.square().sum()) * float(sums[key].diagonal().mean())
             shows = plain > 0 and float((change_OI * image_OI).sum()) > FED_BACK * plain
             known = numbers[name]

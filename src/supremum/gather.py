@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +22,11 @@ from .stats.streaming import BlockStream, Call, orientation
 from .stats.sweep import HEAD_MOMENTS, moments, sweep
 from .text import calibration_and_held_out, fast_dtype, self_generated
 from .text.windows import context_length
-from .workspace import Workspace
+from .workspace import Workspace, write_atomic
 
 TOKENS, HELD_OUT_TOKENS = 16384, 4096
 LENGTH = 512  # tokens of a window
+PRICED = "priced.json"  # whether the backward sweep priced candidates
 
 
 @dataclass
@@ -70,6 +72,12 @@ class Gathered:
         block = next(block for block in self.stream.blocks if name.startswith(f"{block}."))
         return self.fisher(block, name.removeprefix(f"{block}.").removesuffix(".weight"))
 
+    def damage(self, block: str, layer: str, change_OI: Tensor, moment_II: Tensor) -> float:
+        """tr(B dW S dW^T) / 2 of one layer: nats a token, to second order and by K-FAC."""
+        fisher = self.fisher(block, layer)
+        weighted_OI = fisher @ change_OI if fisher.ndim == 2 else fisher[:, None] * change_OI
+        return max(0.0, 0.5 * float((weighted_OI * (change_OI @ moment_II)).sum()))
+
     def block_fisher(self, block: str, prefix: str) -> dict[str, Tensor]:
         """Fisher files' entries of one block that start with `prefix`, summed over its calls."""
         total: dict[str, Tensor] = {}
@@ -82,7 +90,7 @@ class Gathered:
         return total
 
     def products(self) -> dict[tuple[str, str], Tensor]:
-        """<G_s, dW> (N,) of every candidate, by (tensor name, codec name)."""
+        """<G_s, dW> of every candidate, of the sequences that price them, by (tensor name, codec name)."""
         found: dict[tuple[str, str], Tensor] = {}
         for block in self.stream.blocks:
             for key, value in self.block_fisher(block, "v|").items():
@@ -159,14 +167,17 @@ def solve_candidates(gathered: Gathered, menu: Mapping[str, list[str]]) -> Candi
 
 
 def gather_fisher(gathered: Gathered, candidates: Candidates | None, seed: int) -> None:
-    """The backward sweep, pricing the candidates. One that priced none, for another budget of a killed run, is repeated."""
-    workspace = gathered.workspace
-    if not workspace.json("priced.json", lambda: candidates is not None) and candidates is not None:
-        for pattern in ("fisher/*", "gradient/*", "priced.json"):
+    """The backward sweep, pricing the candidates. What a killed run of another budget left of it serves where it priced as
+    much and, if more, is finished; else it is begun again."""
+    workspace, priced = gathered.workspace, candidates is not None
+    left = workspace.json(PRICED, lambda: priced)  # null: was about to go
+    if left != priced and not (left and workspace.has("fisher/tables.safetensors")):
+        write_atomic(workspace.path(PRICED), b"null")
+        for pattern in ("fisher/*", "gradient/*"):
             workspace.remove(pattern)
-        workspace.json("priced.json", lambda: True)
-    fisher(gathered.stream, gathered.windows, gathered.workspace,
-           candidates.changes if candidates is not None else lambda name: {}, length=gathered.windows.shape[1], seed=seed)
+        write_atomic(workspace.path(PRICED), json.dumps(priced).encode())
+    fisher(gathered.stream, gathered.windows, workspace, candidates.changes if candidates is not None else lambda name: {},
+           length=gathered.windows.shape[1], seed=seed)
 
 
 def price(product_N: Tensor, length: int) -> float:

@@ -3,7 +3,8 @@
     open -> gather (text, moments, candidates, Fisher) -> price -> plan -> verify and refit
          -> solve -> train gains -> write -> prove
 
-An archive has no formats to choose among: from the Fisher it goes to one water level for all layers (fill.py).
+An archive has no formats to choose among: from the Fisher it goes to one water level for all layers (fill.py). Where the
+budget leaves one plan alone, it goes from the Fisher to the final solve.
 """
 
 from __future__ import annotations
@@ -220,7 +221,8 @@ class Statistics:
 
 
 def statistics(job: Job, layout: Layout, workspace: Workspace, budget: Budget | None = None) -> Statistics:
-    """Text, moments, candidates (but for an archive), Fisher, prices; what a budget of memory or speed needs, too."""
+    """Text, moments, candidates and their prices (but for an archive, and where the budget leaves one plan), Fisher; what a
+    budget of memory or speed needs, too."""
     menu = layout.menu
     rehearse(job.checkpoint, job.kind, menu, workspace)
     costs = None
@@ -289,11 +291,13 @@ def _reached(found: Statistics, budget: Budget) -> Reached:
     there is nothing to choose, the final solve alone."""
     gathered, kind = found.gathered, found.job.kind
     if found.plan is not None:
-        trained = solve_and_train(gathered, plan_of(found.units, found.plan), None, found.reference, f"{budget.name}/solved0")
-        units = units_of(gathered.checkpoint, kind, found.menu, gathered.shapes, gathered.stream.tables(),
-                         damages(gathered, trained.coded))
+        plan = plan_of(found.units, found.plan)
+        trained = solve_and_train(gathered, plan, None, found.reference, f"{budget.name}/solved0")
+        units = units_of(gathered.checkpoint, kind, found.menu.only(plan), gathered.shapes, gathered.stream.tables(),
+                         damages(gathered, trained.coded, f"{budget.name}/damages.json"))
         chosen = [min(unit.options, key=lambda option: option.nbytes) for unit in units]
-        return Reached(units, chosen, trained, [], found.spectra, kind.size(gathered.checkpoint, trained.coded.plan))
+        size = kind.size(gathered.checkpoint, plan)
+        return Reached(units, chosen, trained, [], found.spectra, size, priced=False)
     if found.candidates is None:
         from .fill import fill
 

@@ -30,6 +30,10 @@ class Menu:
     codecs: dict[str, list[str]]
     ties: list[list[str]]
 
+    def only(self, plan: Mapping[str, str]) -> Menu:
+        """With nothing but what `plan` (tensor name -> codec name) takes."""
+        return Menu({name: [plan[name]] if name in plan else [] for name in self.codecs}, self.ties)
+
 
 @dataclass(frozen=True)
 class Reached:
@@ -42,6 +46,7 @@ class Reached:
     spectra: list[LayerSpectrum]
     size: int  # bytes of all files
     swaps: dict[str, Any] | None = None  # what a search for better formats bought (swaps.py)
+    priced: bool = True  # whether there was a choice, and candidates to price
 
     def point(self) -> tuple[float, float] | None:
         """(bits a weight, KL), to be shown beside the limit."""
@@ -117,18 +122,19 @@ def prices(gathered: Gathered) -> dict[tuple[str, str], float]:
     return {key: price(product, gathered.windows.shape[1]) for key, product in gathered.products().items()}
 
 
-def damages(gathered: Gathered, coded: LazyCoded) -> dict[tuple[str, str], float]:
-    """The same of finished matrices of the blocks, which no candidate was priced for: tr(B dW S dW^T) / 2 (K-FAC)."""
-    found = {}
-    for block in gathered.stream.blocks:
-        sums, keys = moments(gathered.workspace, gathered.calls, block)
-        for layer, key in keys.items():
-            name = gathered.inner(block, layer)
-            if (decoded_OI := coded.decoded(name)) is not None:
-                change_OI, fisher = decoded_OI - gathered.weight(name), gathered.fisher(block, layer)
-                weighted_OI = fisher @ change_OI if fisher.ndim == 2 else fisher[:, None] * change_OI
-                found[name, coded.plan[name]] = max(0.0, 0.5 * float((weighted_OI * (change_OI @ sums[key])).sum()))
-    return found
+def damages(gathered: Gathered, coded: LazyCoded, file: str) -> dict[tuple[str, str], float]:
+    """Nats a token, by K-FAC, of finished matrices of the blocks that no candidate was priced for."""
+    def measure() -> dict[str, float]:
+        found = {}
+        for block in gathered.stream.blocks:
+            sums, keys = moments(gathered.workspace, gathered.calls, block)
+            for layer, key in keys.items():
+                if (decoded_OI := coded.decoded(name := gathered.inner(block, layer))) is not None:
+                    found[name] = gathered.damage(block, layer, decoded_OI - gathered.weight(name), sums[key])
+        return found
+
+    nats = gathered.workspace.json(file, measure)
+    return {(name, coded.plan[name]): value for name, value in nats.items()}
 
 
 def plan_of(units: Sequence[Unit], options: Sequence[Option]) -> dict[str, str]:

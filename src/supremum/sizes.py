@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
+from typing import Any
 
 UNKNOWN = "n/a"
 UNITS = {"": 1, "B": 1,
@@ -55,3 +57,14 @@ def figure(value: float | None, digits: int = 3) -> str:
     if magnitude < -4 or magnitude >= 15:
         return f"{value:.{digits - 1}e}"
     return f"{value:,.{max(0, digits - 1 - magnitude)}f}"
+
+
+def cells(one: Mapping[str, Any]) -> list[str]:
+    """A `Compared`, made plain, in words: value, interval and, beside an original, its value, the change, its interval, p."""
+    value, before, change = one["value"], one["reference"], one["change"]
+    digits = 3 if abs(value["value"]) <= 1 else 2  # a share, or points of a hundred
+    found = [f"{value['value']:.{digits}f}", f"{value['low']:.{digits}f} to {value['high']:.{digits}f}"]
+    if before is not None:
+        found += [f"{before['value']:.{digits}f}", f"{change['value']:+.{digits}f}",
+                  f"{change['low']:+.{digits}f} to {change['high']:+.{digits}f}", figure(change["p"], 2)]
+    return found

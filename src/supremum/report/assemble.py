@@ -70,7 +70,7 @@ def assemble(gathered: Gathered, target: Target, budget: Budget, reached: Reache
         "phases": [{"name": name, "seconds": seconds, "peak_rss_mb": peaks.get(name)} for name, seconds in timings.items()],
         "samples": list(samples),
         "assumptions": [*bounds.information.assumptions, *_remarks(target, {option.codec for option in chosen}),
-                        *_when_swapped(reached.swaps), *_when_smoothed(smoothing),
+                        *_when_alone(reached.priced), *_when_swapped(reached.swaps), *_when_smoothed(smoothing),
                         *_when_trained(reached.trained.record), *_when_floored(floor)],
     })
     return document
@@ -85,6 +85,11 @@ def _remarks(target: Target, chosen: Collection[str | None]) -> list[str]:
     if any(rounder(codec) for codec in chosen):
         said.append("Layers whose format ends in -a8 round their inputs to 8 bits a token; the measured KL includes that.")
     return said
+
+
+def _when_alone(priced: bool) -> list[str]:
+    return [] if priced else ["The budget leaves one plan, so no candidate was priced: the layers' damages are those of the "
+                              "finished matrices, by K-FAC and not corrected by a measurement"]
 
 
 def _when_swapped(swaps: Mapping[str, Any] | None) -> list[str]:

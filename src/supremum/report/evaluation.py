@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from ..plain import plain
-from ..sizes import UNKNOWN, figure
+from ..sizes import UNKNOWN, cells, figure
 from ..workspace import write_atomic
 from .theme import GRID, Figure, layout
-from .words import beside, percent, plus_minus
+from .words import percent, plus_minus
 
 AS_IT_IS = "as it is"  # measure/perturb.py, which a page need not load
 
@@ -53,9 +53,9 @@ def _task(task: dict[str, Any] | None) -> dict[str, Any] | None:
         return None
     whole, metric = task["scored"], task["metric"]
     each = {AS_IT_IS: whole, **task["perturbed"]}
-    return {**task, **whole, "figures": [{"name": name, "cells": beside(one)} for name, one in whole["figures"].items()],
-            "labels": [{**one, "cells": beside(one["f1"])} for one in whole["labels"]],
-            "perturbed": [{"name": name, "cells": beside(one["figures"][metric])} for name, one in each.items()]
+    return {**task, **whole, "figures": [{"name": name, "cells": cells(one)} for name, one in whole["figures"].items()],
+            "labels": [{**one, "cells": cells(one["f1"])} for one in whole["labels"]],
+            "perturbed": [{"name": name, "cells": cells(one["figures"][metric])} for name, one in each.items()]
             if task["perturbed"] else []}
 
 
@@ -63,9 +63,9 @@ def _task_verdict(document: dict[str, Any]) -> str:
     task = document.get("task")
     if not task:
         return ""
-    cells = beside(task["scored"]["figures"][task["metric"]])
-    original = f", the original {cells[2]}: {cells[3]} ({cells[4]})" if len(cells) > 2 else ""
-    return f"{task['metric']} {cells[0]} ({cells[1]}) on {task['rows']:,} test rows{original}."
+    said = cells(task["scored"]["figures"][task["metric"]])
+    original = f", the original {said[2]}: {said[3]} ({said[4]})" if len(said) > 2 else ""
+    return f"{task['metric']} {said[0]} ({said[1]}) on {task['rows']:,} test rows{original}."
 
 
 def _rows(text: dict[str, Any]) -> list[dict[str, str]]:

@@ -33,18 +33,6 @@ def plus_minus(value: float | None, error: float | None) -> str:
     return f"{value:,.{places}f} ± {error:.{places}f}"
 
 
-def beside(one: Mapping[str, Any]) -> list[str]:
-    """A plain `measure.intervals.Compared` in cells: value, interval and, beside an original, its value, the change, the
-    change's interval, p."""
-    value, before, change = one["value"], one["reference"], one["change"]
-    digits = 3 if abs(value["value"]) <= 1 else 2  # a share, or points of a hundred
-    cells = [f"{value['value']:.{digits}f}", f"{value['low']:.{digits}f} to {value['high']:.{digits}f}"]
-    if before is not None:
-        cells += [f"{before['value']:.{digits}f}", f"{change['value']:+.{digits}f}",
-                  f"{change['low']:+.{digits}f} to {change['high']:+.{digits}f}", figure(change["p"], 2)]
-    return cells
-
-
 def headline(document: Document) -> str:
     """"SmolLM2-135M-Instruct: 269 MB → 80.0 MB"."""
     return (f"{document['inputs']['name']}: {format_size(document['inputs']['bytes'])} → "

@@ -15,11 +15,11 @@ drawn from them would promise to use. `shrunk` mixes in the share r of mean(diag
 The weights stand in the second moment of the final solve, E[w x x^T], for what B (x) S leaves out: that g and x go together
 (GuidedQuant, arXiv 2505.07004, takes |g_t|^2; of one drawn label that is mostly noise, and its root does better here).
 
-The last is exact to second order for the sampled sequences: given the text, scores of different positions are
-uncorrelated. G_s is formed for a few sequences of one layer at a time and only its inner products with the candidates'
-changes are kept, of about PRICED sequences: more would hardly tell two formats better apart. A model without a vocabulary
-head is read as a Gaussian around its output with the output's own variance: KL is then half the relative squared error
-summed over features.
+The sequence form of the KL is exact to second order for the sampled sequences: given the text, scores of different
+positions are uncorrelated. G_s is formed for a few sequences of one layer at a time and only its inner products with the
+candidates' changes are kept, of about PRICED sequences: more would hardly tell two formats better apart. A model without a
+vocabulary head is read as a Gaussian around its output with the output's own variance: KL is then half the relative squared
+error summed over features.
 """
 
 from __future__ import annotations
@@ -97,8 +97,8 @@ def fisher(stream: BlockStream, windows_NT: Tensor, workspace: Workspace, change
     """Backward through all blocks over the first `length` tokens of each window; `sweep` must have run.
 
     Files: fisher/K holds for each linear layer of call K "B|layer" ((O, O) or (O,)), "r|layer" its share for `shrunk`,
-    "w|layer" (N, length) its tokens' weights |g_t|, and "v|layer|codec" (N,), the inner products <G_s, dW>. fisher/tables
-    holds the same of the head and the embedding by their tensor names.
+    "w|layer" (N, length) its tokens' weights |g_t|, and "v|layer|codec" the inner products <G_s, dW> of about PRICED
+    sequences. fisher/tables holds the same of the head and the embedding by their tensor names.
     """
     calls = stream.calls(windows_NT[:, :length])
     depth = len(calls)
@@ -165,15 +165,16 @@ def _head(stream: BlockStream, windows_NT: Tensor, workspace: Workspace, changes
 def _tables(stream: BlockStream, tokens_NT: Tensor, workspace: Workspace, changes: Mapping[str, Tensor]) -> None:
     """The embedding's inner products, sum_t g_t . dE[token_t], added to the head's where the two are one table."""
     embedding, head = stream.table_names()
-    upper_NTd = workspace.load(gradient_file(0))["g"]
-    gradient_NTe = torch.cat([stream.embedding_gradient(tokens_NT[part], upper_NTd[part]).float()
-                              for part in batches(tokens_NT)])
     found = {key.replace("|head", f"|{head}"): value for key, value in workspace.load("fisher/head.safetensors").items()
              if "|head" in key}
-    priced = _some(slice(0, len(tokens_NT)), len(tokens_NT), PRICED)
+    if changes:
+        priced = _some(slice(0, len(tokens_NT)), len(tokens_NT), PRICED)
+        tokens_NT, upper_NTd = tokens_NT[priced], workspace.load(gradient_file(0))["g"][priced]
+        gradient_NTe = torch.cat([stream.embedding_gradient(tokens_NT[part], upper_NTd[part]).float()
+                                  for part in batches(tokens_NT)])
     for codec, change_Ve in changes.items():
         key = f"v|{embedding}|{codec}"
-        looked_up = (gradient_NTe[priced] * change_Ve[tokens_NT[priced]].float()).sum((1, 2))
+        looked_up = (gradient_NTe * change_Ve[tokens_NT].float()).sum((1, 2))
         found[key] = found[key] + looked_up if key in found else looked_up
     workspace.save("fisher/tables.safetensors", found)
 

@@ -4,9 +4,9 @@
     embedding (100) -> bidirectional LSTM (2 x 100) -> linear                               a tag a word
 
 Words of the training rows alone. Hochreiter, Schmidhuber 1997; pooling as in Conneau et al. 2017 (arXiv:1705.02364), tags
-as in Huang et al. 2015 (arXiv:1508.01991) without its CRF. Adam at 2e-3, dropout 0.5, at most EPOCHS passes over at most ROWS
-rows, about DRAWN in all; the pass that scores best on the valid rows is taken. A word that stands once is unknown; the
-words of a text after the first LENGTH are not read, and have the tag O.
+as in Huang et al. 2015 (arXiv:1508.01991) without its CRF. Adam at 2e-3, dropout 0.5, passes over at most ROWS rows, about
+DRAWN in all, small batches for tags, which are rare; the pass that scores best on the valid rows is taken. A word that stands
+once is unknown; the words of a text after the first LENGTH are not read, and have the tag O.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ WORD = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]|\w+|[^\w\s]")  # a
 PAD, UNKNOWN, IGNORED = 0, 1, -100
 VOCABULARY, LENGTH, SCORED = 20_000, 64, 256  # SCORED: rows of a batch that is not trained on
 ROWS, DRAWN = 20_000, 42_000  # DRAWN: rows of all passes together; about 100 s on one core, SST-2 six times
-BATCH, EPOCHS = {True: 64, False: 16}, {True: 6, False: 12}  # pooled or not: sentences with tags are fewer, entities rare
 
 
 class Network(nn.Module):
@@ -55,7 +54,7 @@ def predict(train: tuple[Sequence[str], Sequence[str]], valid: tuple[Sequence[st
         return float(sum(one == [label] for one, label in zip(said, valid[1], strict=True)))
 
     texts, held, asked = ([_words(text) for text in rows] for rows in (train[0], valid[0], test))
-    said = _learn(texts, [[label] for label in train[1]], held, asked, right, seed, pooled=True)
+    said = _learn(texts, [[label] for label in train[1]], held, asked, right, seed, pooled=True, batch=64, epochs=6)
     return [label for label, in said]
 
 
@@ -69,13 +68,12 @@ def tag(train: tuple[Sequence[Sequence[str]], Sequence[Sequence[str]]],
     def f1(said: list[list[str]]) -> float:
         return entities(valid[1], whole(said, valid[0]))["f1"]
 
-    lower = [[[word.lower() for word in words] for words in rows] for rows in (train[0], valid[0], test)]
-    return whole(_learn(lower[0], train[1], lower[1], lower[2], f1, seed, pooled=False), test)
+    return whole(_learn(train[0], train[1], valid[0], test, f1, seed, pooled=False, batch=16, epochs=12), test)
 
 
 def _learn(texts: Sequence[Sequence[str]], labels: Sequence[Sequence[str]], held: Sequence[Sequence[str]],
            asked: Sequence[Sequence[str]], score: Callable[[list[list[str]]], float], seed: int, *,
-           pooled: bool) -> list[list[str]]:
+           pooled: bool, batch: int, epochs: int) -> list[list[str]]:
     """What the network says of `asked`: the labels of each text. labels: one of a text, or one of each word. score: of what
     it says of `held`; the best pass is taken."""
     generator = torch.Generator().manual_seed(seed)
@@ -92,9 +90,9 @@ def _learn(texts: Sequence[Sequence[str]], labels: Sequence[Sequence[str]], held
         torch.manual_seed(seed)
         network = Network(len(index) + 2, len(names), pooled)
         optimiser = torch.optim.Adam(network.parameters(), lr=2e-3)
-        for _ in range(max(2, min(EPOCHS[pooled], DRAWN // len(ids)))):
+        for _ in range(max(2, min(epochs, DRAWN // len(ids)))):
             network.train()
-            for places in torch.randperm(len(ids), generator=generator).split(BATCH[pooled]):
+            for places in torch.randperm(len(ids), generator=generator).split(batch):
                 logits = network(*_batch([ids[place] for place in places.tolist()]))
                 target = pad_sequence([wanted[place] for place in places.tolist()], batch_first=True, padding_value=IGNORED)
                 loss = cross_entropy(logits.flatten(0, -2), target.flatten(), ignore_index=IGNORED)

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from ..measure.intervals import Compared
 from ..plain import plain
-from ..report.words import beside
+from ..sizes import cells
 from .evaluate import AS_IT_IS, Scored, TaskEvaluation
 from .tune import Tuned
 
@@ -71,7 +71,7 @@ def _grid(first: str, title: str, *, compared: bool) -> Table:
 
 def _cells(figure: Compared) -> list[str]:
     """As the page has them, but for p."""
-    return beside(plain(figure))[:5]
+    return cells(plain(figure))[:5]
 
 
 def _lines(found: TaskEvaluation) -> list[str]:
@@ -104,11 +104,11 @@ def _labels(scored: Scored, compared: bool) -> Table:
     for column in table.columns[1:]:
         column.justify = "right"
     for one in scored.labels:
-        cells = _cells(one.f1)
-        more = [*cells[3:], f"-{one.lost} +{one.gained}"] if compared else [cells[1]]
+        said = _cells(one.f1)
+        more = [*said[3:], f"-{one.lost} +{one.gained}"] if compared else [said[1]]
         name = one.name if len(one.name) <= WIDE else one.name[: WIDE - 1] + "…"
         table.add_row(escape(name), f"{one.cases:,}", f"{one.found / one.cases:.3f}" if one.cases else "",
-                      cells[0], *more)
+                      said[0], *more)
     return table
 
 

@@ -3,7 +3,8 @@
     rows -> leaks, labels -> base under the task's head -> way -> training -> merge -> test -> baselines -> OUT
 
 OUT holds the model in Transformers' own files (adapters merged) and `tune.json`. OUT.work/ holds checkpoints; the same
-command goes on from the newest whole one. Valid rows choose nothing by themselves: their score is shown beside the test's.
+command goes on from the newest whole one. Valid rows choose nothing of the tuned model; their score is shown beside the
+test's.
 """
 
 from __future__ import annotations
