@@ -15,7 +15,8 @@ from supremum.solve.descent import descend
 from . import reference
 
 EVERY = ("int2-g32", "int3-g32", "int4-g64", "uint4-g32", "ternary-g32", "int4-channel", "int8-channel", "Q4_0", "Q4_1",
-         "IQ4_NL", "MXFP4", "mxfp8-g32", "nvfp4-g16", "fp8-b128", "gptq3-g32", "Q3_K", "Q4_K", "IQ4_XS")
+         "IQ4_NL", "MXFP4", "mxfp8-g32", "nvfp4-g16", "fp8-b128", "gptq3-g32", "Q3_K", "Q4_K", "IQ4_XS", "IQ1_S",
+         "IQ2_XXS", "IQ3_XXS")
 
 
 def problem(name: str, rows: int = 12, seed: int = 0) -> tuple[Coded, Tensor, Tensor, Tensor]:

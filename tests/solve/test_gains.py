@@ -89,7 +89,8 @@ def test_gradient_is_that_of_the_whole_model(family: str, architecture: str | No
 
 @pytest.mark.parametrize(("codec", "takes"), [
     ("int3-g64", True), ("uint4-g32", True), ("int8-channel", True), ("ternary-g64", True), ("gptq4-g64", True),
-    ("Q4_0", True), ("Q4_1", True), ("fp8-channel", True), ("mxfp4-g32", False), ("mxfp8-g32", False), ("fp8-b128", False)])
+    ("Q4_0", True), ("Q4_1", True), ("IQ2_XXS", True), ("IQ1_S", True),
+    ("fp8-channel", True), ("mxfp4-g32", False), ("mxfp8-g32", False), ("fp8-b128", False)])
 def test_rows_are_scaled_where_the_format_can(codec: str, takes: bool) -> None:
     weight_OI = torch.randn(256, 256, generator=torch.Generator().manual_seed(0))
     coded = nearest(weight_OI, codecs.get(codec))

@@ -5,7 +5,8 @@ Every scalar format here reconstructs a weight as
     w_hat[o, i] = scale[o, i // step] * levels[code[o, i]] + offset[o, i // step]
 
 and differs from the others only in its levels, its geometry, which scales and offsets it can store (`project`) and how
-the bytes lie (`pack`, `unpack`). Choosing scales and codes is the solver's work (`supremum.solve`), so every
+the bytes lie (`pack`, `unpack`). Vector formats reconstruct weights in the same way, but know only some vectors of
+neighbouring codes: their `book`. Choosing scales and codes is the solver's work (`supremum.solve`), so every
 rounding method works for every format. A new format is one file that calls `register` and is imported below.
 
 Letters: O out features, I in features, G = I / step scale groups of a row.
@@ -16,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Protocol
+from typing import Literal, Protocol
 
 from torch import Tensor
 
@@ -34,6 +35,21 @@ class Grid:
     fields: dict[str, Tensor] = field(default_factory=dict)
 
 
+UNIT = 8  # columns of a vector format that are chosen together
+
+
+@dataclass(frozen=True, eq=False)
+class Book:
+    """The vectors of levels that a format knows, where it does not know all. A unit of UNIT columns is UNIT / V of them.
+
+    `points_KV`: K vectors of V levels, float32. `signs`: "own" where they are the vectors' own; else the vectors are
+    magnitudes, and of a unit's weights "any", or only an "even" number, may be negative.
+    """
+
+    points_KV: Tensor
+    signs: Literal["own", "any", "even"]
+
+
 class Codec(Protocol):
     """A number format. Stateless; instances are shared."""
 
@@ -43,7 +59,8 @@ class Codec(Protocol):
     rows: int  # rows that share them; more than one only without offsets
     block: int  # columns that are stored together; in_features must be a multiple
     affine: bool  # whether there is an offset
-    zero_points: bool  # whether offsets are whole multiples of the scale
+    zero_points: bool  # whether offsets are multiples of the scale, which stay when it changes
+    book: Book | None  # None: any codes may stand side by side
 
     def __hash__(self) -> int: ...
 
@@ -118,6 +135,6 @@ def bits_per_weight(codec: Codec, shape_OI: tuple[int, int]) -> float:
     return 8.0 * codec.nbytes(shape_OI) / (shape_OI[0] * shape_OI[1])
 
 
-from . import floats, gguf_blocks, gguf_k, gptq, integer  # noqa: E402, F401  (registration)
+from . import floats, gguf_blocks, gguf_k, gguf_vectors, gptq, integer  # noqa: E402, F401  (registration)
 
-__all__ = ["Codec", "Coded", "Grid", "bits_per_weight", "decode_grid", "fits", "get", "names", "register"]
+__all__ = ["UNIT", "Book", "Codec", "Coded", "Grid", "bits_per_weight", "decode_grid", "fits", "get", "names", "register"]

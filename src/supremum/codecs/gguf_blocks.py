@@ -82,7 +82,7 @@ class Blocks:
     (`project`). Every field has the leading dimension O; N counts blocks.
     """
 
-    rows, zero_points = 1, False
+    rows, zero_points, book = 1, False, None
 
     def __init__(
         self,

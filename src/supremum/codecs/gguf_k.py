@@ -32,24 +32,26 @@ from .gguf_blocks import IQ4_VALUES, Blocks, Plane, to_f16, unweave
 F16_TINY = 2.0**-24  # smallest positive float16
 
 
-def _fit(wish_NK: Tensor, d_N: Tensor, low: int, high: int) -> tuple[Tensor, Tensor, Tensor]:
+def _fit(wish_NK: Tensor, d_N: Tensor, low: int, high: int, odd: bool) -> tuple[Tensor, Tensor, Tensor]:
     """(multiples s_NK of d_N nearest to the wish, squared error (N,), largest |s| (N,))."""
-    s_NK = (wish_NK / d_N[:, None]).round_().clamp_(low, high)
+    s_NK = wish_NK / d_N[:, None]
+    s_NK = (s_NK.sub_(1).div_(2).round_().mul_(2).add_(1) if odd else s_NK.round_()).clamp_(low, high)
     error_N = torch.addcmul(wish_NK, s_NK, d_N[:, None], value=-1).square_().sum(-1)
     return s_NK, error_N, s_NK.abs().amax(-1)
 
 
-def share(wish_NK: Tensor, top: int, *, signed: bool) -> tuple[Tensor, Tensor]:
+def share(wish_NK: Tensor, top: int, *, signed: bool, odd: bool = False) -> tuple[Tensor, Tensor]:
     """Scales as multiples of one float16 each row: (d float16 (N,), s float32 (N, K) of whole numbers).
 
-    s is in [-top, top - 1] if `signed`, else in [0, top]. Tried are d = extreme / n for n from top down to 3/4 of it,
-    then the least-squares d for the best one's multiples; the least sum of squared errors wins. A result whose largest
-    |s| is not among those n is not taken (unless d is the smallest number there is): sharing twice changes nothing.
+    s is in [-top, top - 1] if `signed`, else in [0, top]; if `odd` it is one of 1, 3 .. top, and d is never zero. Tried are
+    d = extreme / n for n from top down to 3/4 of it, then the least-squares d for the best one's multiples; the least sum of
+    squared errors wins. A result whose largest |s| is not among those n is not taken (unless d is the smallest number there
+    is): sharing twice changes nothing.
     """
     wish_NK = wish_NK.float()
     assert not wish_NK.isnan().any(), "a scale or an offset is not a number"
-    low, high, lowest = (-top if signed else 0), (top - 1 if signed else top), 3 * top // 4 - 1
-    wish_NK = wish_NK.clamp(low * 65504.0, high * 65504.0)
+    low, high, lowest = (-top if signed else int(odd)), (top - 1 if signed else top), 3 * top // 4 - 1
+    wish_NK = wish_NK.clamp(min(low, 0) * 65504.0, high * 65504.0)
     extreme_N = wish_NK.gather(-1, wish_NK.abs().argmax(-1, keepdim=True))[:, 0]
 
     def storable(d_N: Tensor) -> Tensor:
@@ -60,15 +62,15 @@ def share(wish_NK: Tensor, top: int, *, signed: bool) -> tuple[Tensor, Tensor]:
         return (largest_N < lowest) & (d_N.abs() > F16_TINY)
 
     best_d = storable(extreme_N / (-top if signed else top))
-    best_s, best_error, _ = _fit(wish_NK, best_d, low, high)
-    for n in range(top - 1, lowest - 1, -1):
+    best_s, best_error, _ = _fit(wish_NK, best_d, low, high, odd)
+    for n in range(top - 1 - odd, lowest - 1, -1 - odd):
         d_N = storable(extreme_N / (-n if signed else n))
-        s_NK, error_N, largest_N = _fit(wish_NK, d_N, low, high)
+        s_NK, error_N, largest_N = _fit(wish_NK, d_N, low, high, odd)
         better = (error_N < best_error) & ~refused(d_N, largest_N)
         best_d, best_error = torch.where(better, d_N, best_d), torch.where(better, error_N, best_error)
         best_s = torch.where(better[:, None], s_NK, best_s)
     d_N = storable((wish_NK * best_s).sum(-1) / best_s.square().sum(-1).clamp(min=1))
-    s_NK, error_N, largest_N = _fit(wish_NK, d_N, low, high)
+    s_NK, error_N, largest_N = _fit(wish_NK, d_N, low, high, odd)
     better = (error_N < best_error) & ~refused(d_N, largest_N)
     d_N = torch.where(better, d_N, best_d)
     s_NK = torch.where(better[:, None], s_NK, best_s)

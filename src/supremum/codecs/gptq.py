@@ -33,7 +33,7 @@ TINY = 2.0**-17  # from here on float16 has every bfloat16 number up to its larg
 class GPTQ:
     """b-bit integers; `group` columns share a scale, 0 means the whole row."""
 
-    rows, affine, zero_points = 1, False, False
+    rows, affine, zero_points, book = 1, False, False, None
 
     def __init__(self, bits: int, group: int) -> None:
         assert bits in BITS

@@ -40,6 +40,7 @@ class Layout:
 
     rows = 1
     affine = zero_points = False
+    book = None
     format: str  # of compressed-tensors: "pack-quantized"
     alone = False  # whether stock Transformers reads it only where no layer of the file has another codec
     bfloat16 = False  # whether the library decodes to bfloat16 whatever the model computes in

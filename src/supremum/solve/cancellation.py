@@ -19,14 +19,16 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeVar
 
 import torch
 from scipy.linalg.lapack import dtrtri
 from torch import Tensor
 
-from ..codecs import Codec, Coded, Grid, decode_grid
-from .scales import code_table, nearest_levels, refit, search, uniform_levels
+from ..codecs import UNIT, Codec, Coded, Grid, decode_grid
+from . import scales, vectors
+from .scales import codes_of, nearest_levels, refit
 
 Result = TypeVar("Result")
 BLOCK = 64
@@ -74,6 +76,13 @@ class Metric:
             torch.arange(len(moment_II))
         return cls(moment_II, order_I, inverse_factor(moment_II[order_I][:, order_I]))
 
+    @cached_property
+    def in_units(self) -> Metric:
+        """The same with the columns of a unit side by side, the units by the place of their columns on the mean."""
+        place_U = torch.argsort(self.order_I).view(-1, UNIT).float().mean(1)
+        order_I = (place_U.argsort(stable=True)[:, None] * UNIT + torch.arange(UNIT)).flatten()
+        return Metric(self.moment_II, order_I, inverse_factor(self.moment_II[order_I][:, order_I]))
+
 
 def solve(target_OI: Tensor, metric: Metric | Tensor, codec: Codec, *, feedback: bool = True, refits: int = 1) -> Coded:
     """Choose scales and codes of one matrix.
@@ -120,8 +129,7 @@ def side_by_side(solve: Callable[..., Result], *arguments: Iterable[Any]) -> lis
 
 def _solve_stacked(targets: Mapping[str, Tensor], target_OI: Tensor, metric: Metric, codec: Codec, feedback: bool,
                    refits: int) -> dict[str, Coded]:
-    grid = search(target_OI, metric.moment_II.diagonal(), codec)
-    codes_OI = _nearest_codes(target_OI, grid, codec)
+    codes_OI, grid = _nearest(target_OI, metric.moment_II.diagonal(), codec)
     best = codes_OI, grid
     loss_O = _loss(target_OI, codes_OI, grid, codec, metric) if feedback else torch.empty(0)
     for number in range(1 + refits if feedback else 0):
@@ -161,8 +169,7 @@ def pick_rows(first_O: Tensor, first: Grid, second: Grid) -> Grid:
 
 def nearest(weight_OI: Tensor, codec: Codec) -> Coded:
     """Nearest rounding with scales searched for the plain squared error: no calibration text needed."""
-    grid = search(weight_OI.float(), torch.ones(weight_OI.shape[1]), codec)
-    codes_OI = _nearest_codes(weight_OI.float(), grid, codec)
+    codes_OI, grid = _nearest(weight_OI.float(), torch.ones(weight_OI.shape[1]), codec)
     return Coded(codec, codec.pack(codes_OI, grid), (weight_OI.shape[0], weight_OI.shape[1]))
 
 
@@ -171,18 +178,16 @@ def distortion(change_OI: Tensor, metric_II: Tensor) -> float:
     return float(((change_OI @ metric_II) * change_OI).sum(dtype=torch.float64))
 
 
-def _nearest_codes(weight_OI: Tensor, grid: Grid, codec: Codec) -> Tensor:
+def _nearest(weight_OI: Tensor, importance_I: Tensor, codec: Codec) -> tuple[Tensor, Grid]:
+    """Codes and grid of nearest rounding under searched scales."""
+    if codec.book is not None:
+        grid = vectors.search(weight_OI, importance_I, codec)
+        return codes_of(vectors.nearest(weight_OI, importance_I, grid, codec), codec), grid
+    grid = scales.search(weight_OI, importance_I, codec)
     step = codec.step or weight_OI.shape[1]
     scale_OI = grid.scale_OG.repeat_interleave(step, 1)
     shifted_OI = weight_OI if grid.offset_OG is None else weight_OI - grid.offset_OG.repeat_interleave(step, 1)
-    return _index(nearest_levels(torch.where(scale_OI == 0, 0.0, shifted_OI / scale_OI), codec), codec)
-
-
-def _index(level: Tensor, codec: Codec) -> Tensor:
-    bounds = uniform_levels(codec)
-    if bounds is not None:
-        return (level - bounds[0]).to(torch.uint8)
-    return code_table(codec)[(level - codec.levels[0]).mul_(2).int()]
+    return codes_of(nearest_levels(torch.where(scale_OI == 0, 0.0, shifted_OI / scale_OI), codec), codec), grid
 
 
 def _cancel(target_OI: Tensor, metric: Metric, grid: Grid, codec: Codec) -> tuple[Tensor, Tensor]:
@@ -190,6 +195,10 @@ def _cancel(target_OI: Tensor, metric: Metric, grid: Grid, codec: Codec) -> tupl
 
     The loss is the sum of e_i^2: by the recurrence W - W_hat = e U, and S^-1 = U^T U, so (W - W_hat) S (W - W_hat)^T = e e^T.
     """
+    if codec.book is not None:
+        units = metric.in_units
+        level_OI, loss_O = vectors.cancel(target_OI, units.order_I, units.factor_II, grid, codec)
+        return codes_of(level_OI, codec), loss_O
     out_features, in_features = target_OI.shape
     step = codec.step or in_features
     factor_II, order_I = metric.factor_II, metric.order_I
@@ -221,5 +230,5 @@ def _cancel(target_OI: Tensor, metric: Metric, grid: Grid, codec: Codec) -> tupl
         if end < in_features:
             work_IO[end:].addmm_(factor_II[begin:end, end:].T, error_BO, alpha=-1)
     codes_IO = torch.empty(in_features, out_features, dtype=torch.uint8)
-    codes_IO[order_I] = _index(level_IO, codec)
+    codes_IO[order_I] = codes_of(level_IO, codec)
     return codes_IO.T.contiguous(), loss_O

@@ -7,9 +7,9 @@ each weight takes the level that is best with all others as they are: with M = d
 
     w_hat_oi <- nearest level to  w_hat_oi + g_oi / (B_oo S_ii)
 
-(QuantEase, arXiv 2309.01885, has it for B = I), and each row's scales are fitted once more (scales.refit) to the row that
-would set the derivative to zero if all others stayed: w_hat_o + (B dW)_o / B_oo. So rows that the model reads together, as
-those of one attention head, make up for each other's errors.
+(QuantEase, arXiv 2309.01885, has it for B = I; of a vector format eight weights move together, vectors.py), and each row's
+scales are fitted once more (scales.refit) to the row that would set the derivative to zero if all others stayed: w_hat_o +
+(B dW)_o / B_oo. So rows that the model reads together, as those of one attention head, make up for each other's errors.
 
 Few weights change, and what one changes is a row of S: a sweep costs hardly more than reading the matrix once. M is kept
 between blocks of rows; a block's g is one matrix product. The loops over a row are Numba's.
@@ -23,8 +23,9 @@ from numba import njit
 from torch import Tensor
 
 from ..codecs import Codec, Coded, Grid, decode_grid
+from . import vectors
 from .cancellation import damped, pick_rows, rows_of
-from .scales import code_table, refit
+from .scales import code_table, codes_of, refit
 
 ROUNDS = 2  # over all rows; a third buys hardly anything
 SWEEPS = 2  # over the columns of a row, each time that its turn comes
@@ -41,6 +42,7 @@ def descend(coded: Coded, target_OI: Tensor, metric_II: Tensor, fisher: Tensor, 
     codes_OI, grid = codec.unpack(coded.tensors, coded.shape)
     codes_OI, grid = codes_OI.clone(), rows_of(grid, torch.arange(len(codes_OI)))
     fisher_OO = damped(fisher.float(), OUTPUT_DAMPING) if fisher.ndim == 2 else None
+    sweep = vectors.sweeper(metric_II, codec) if codec.book is not None else None
     levels_K, code_H = codec.levels.numpy(), code_table(codec).numpy()
     change_OI = target_OI - decode_grid(codec, codes_OI, grid)
     moved_OI = change_OI @ metric_II
@@ -60,8 +62,13 @@ def descend(coded: Coded, target_OI: Tensor, metric_II: Tensor, fisher: Tensor, 
                 moved_OI[rows] += (change_BI - old_BI) @ metric_II
             slope_BI = moved_OI[rows] if fisher_BO is None else fisher_BO @ moved_OI
             moved_BI = torch.zeros_like(slope_BI)
-            _sweep(codes_BI.numpy(), change_BI.numpy(), slope_BI.numpy(), moved_BI.numpy(), fisher_BB.numpy(),
-                   metric_II.numpy(), part.scale_OG.numpy(), codec.step or len(metric_II), levels_K, code_H)
+            if sweep is not None:
+                level_BI = codec.levels[codes_BI.long()]
+                sweep(level_BI, change_BI, slope_BI, moved_BI, fisher_BB, part)
+                codes_BI = codes_of(level_BI, codec)
+            else:
+                _sweep(codes_BI.numpy(), change_BI.numpy(), slope_BI.numpy(), moved_BI.numpy(), fisher_BB.numpy(),
+                       metric_II.numpy(), part.scale_OG.numpy(), codec.step or len(metric_II), levels_K, code_H)
             codes_OI[rows], change_OI[rows] = codes_BI, change_BI
             moved_OI[rows] += moved_BI
     result = Coded(codec, codec.pack(codes_OI, grid), coded.shape)

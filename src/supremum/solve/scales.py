@@ -62,6 +62,14 @@ def nearest_levels(value: Tensor, codec: Codec) -> Tensor:
     return _nearest_table(codec)[value.clamp(low, high).sub_(low).mul_(2).int()]
 
 
+def codes_of(level: Tensor, codec: Codec) -> Tensor:
+    """Their codes, uint8, of levels (float32)."""
+    bounds = uniform_levels(codec)
+    if bounds is not None:
+        return (level - bounds[0]).to(torch.uint8)
+    return code_table(codec)[(level - codec.levels[0]).mul_(2).int()]
+
+
 @cache
 def normal_step(codec: Codec) -> float:
     """The scale that rounds a standard normal with the least squared error (J. Max, 1960), within 2 %.
