@@ -1,7 +1,7 @@
 """Our files, nearest rounding and the peers' files at equal bytes, scored by an external referee script.
 
     python bench/frontier.py REFERENCE CALIBRATION_TEXT TEST_TEXT --referee REFEREE.py [--tokens 32768] [--rows gguf int4 ...]
-                             [--peers DIR] [--dtype float32] [--seed 1]
+                             [--kinds IQ2_XXS ...] [--peers DIR] [--dtype float32] [--seed 1]
 
 REFERENCE: a Hugging Face folder. The referee is any script that takes REFERENCE CANDIDATE TEXT and prints one JSON document
 with kl_mean, kl_standard_error, perplexity_candidate and bytes. Each row is written by the product's own command path; the
@@ -40,6 +40,8 @@ from supremum.stats.streaming import BlockStream, orientation
 
 AROUND = ("check what is needed", "rehearse export and reload", "analyse the layers", "measure the machine", "write",
           "prove in the stock runtime", "write samples")  # phases of a run that are not quantising
+KINDS = ("Q4_0", "IQ4_NL", "Q2_K", "IQ3_XXS", "IQ2_XXS", "IQ1_S")  # of llama.cpp
+VECTORS = ("IQ1_S", "IQ2_XXS", "IQ2_S", "IQ3_XXS", "IQ3_S")  # ours may choose these too where theirs is one of them
 ROWS = ("gguf", "imatrix", "gguf-least", "int4", "int3", "int2", "archive-4", "archive-3", "archive-2.55", "archive-2.1")
 
 
@@ -165,13 +167,14 @@ class Table:
         import ggml  # needs the gguf extra, as no other row does
 
         args, ours = self.args, dict[int, dict[str, float]]()
-        for kind in ("Q4_0", "IQ4_NL", "Q2_K"):
+        for kind in args.kinds:
             start = clock()
             folder = self.folder / f"imatrix-{kind}"
             path = ggml.write(self.checkpoint, kind, args.calibration, args.tokens, args.seed, folder)
             theirs, size = self.row(f"{kind}, ggml, importance matrix", path, since(start)), path.stat().st_size
             if size not in ours:
-                ours[size] = self.ours(f"ours at the bytes of {kind}", Budget(size=size), keep=self.tables)
+                only = [*target("gguf").menu, *VECTORS] if kind.startswith(("IQ1", "IQ2", "IQ3")) else None
+                ours[size] = self.ours(f"ours at the bytes of {kind}", Budget(size=size), keep=self.tables, only=only)
             print(f"\nours / {kind} of ggml: KL {ours[size]['kl_mean'] / theirs['kl_mean']:.3f}\n", flush=True)
 
     def integers(self, name: str) -> None:
@@ -196,6 +199,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="bfloat16", help="of the referee's forward passes: float32 is the faster "
                         "where the processor has no bfloat16 units")
     parser.add_argument("--rows", nargs="+", default=ROWS)
+    parser.add_argument("--kinds", nargs="+", default=KINDS, help="llama.cpp's types of the rows `imatrix`")
     parser.add_argument("--peers", type=Path)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:

@@ -76,6 +76,18 @@ def test_feedback_is_told_from_nearest_rounding(model, text, tmp_path):  # noqa:
     assert sum(layer.gap for layer in fed.layers) < sum(layer.gap for layer in plain.layers)
 
 
+def test_a_file_of_vector_types_is_read(tiny_model, text, tmp_path):  # noqa: F811
+    """All seven of llama.cpp's, in turn over the layers: the rate is that of their bytes."""
+    checkpoint = open_checkpoint(tiny_model("llama", "bfloat16", hidden_size=256, intermediate_size=512))
+    types = ["IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S"]
+    coded = {name: nearest(checkpoint.read(name).float(), codecs.get(types[k % len(types)]))
+             for k, name in enumerate(inner(checkpoint))}
+    gap = measured(target("gguf").write(checkpoint, coded, tmp_path), checkpoint.path, text)
+    weights = sum(one.shape[0] * one.shape[1] for one in coded.values())
+    assert gap.bits == pytest.approx(8 * sum(one.nbytes for one in coded.values()) / weights)
+    assert len(gap.layers) == len(coded) and gap.kl > 0 and gap.gap > 0
+
+
 def test_an_archive_is_nearer_than_integers_of_a_fixed_length(model, text, tmp_path):  # noqa: F811
     checkpoint = open_checkpoint(model)
     coded: dict[str, Lattice] = {name: flat(checkpoint.read(name).float(), 4.0) for name in inner(checkpoint)}

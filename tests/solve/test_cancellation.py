@@ -162,6 +162,14 @@ def test_a_joint_fit_and_a_second_pass_pay(name: str) -> None:
     assert twice < 0.97 * once
 
 
+@pytest.mark.parametrize("name", ["int3-g32", "uint4-g32", "IQ2_XXS"])
+def test_a_row_alone_is_solved_as_among_others(name: str) -> None:
+    codec = codecs.get(name)
+    weight_OI, metric = reference.weights(3, 256), Metric.of(reference.moment(256))
+    together = solve(weight_OI, metric, codec).decode()
+    torch.testing.assert_close(solve(weight_OI[:1], metric, codec).decode(), together[:1])
+
+
 def test_dead_inputs_are_rounded_to_nearest() -> None:
     """Columns that were never seen have no say: their weights are kept as well as the grid can, the rest is unmoved."""
     codec, weight_OI, moment_II = codecs.get("int4-g32"), reference.weights(6, 64), reference.moment(64)

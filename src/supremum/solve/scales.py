@@ -245,7 +245,7 @@ def refit(target_OI: Tensor, codes_OI: Tensor, grid: Grid, metric_II: Tensor, co
         for g in range(groups):
             image_RJ = level_RI[:, g * step:(g + 1) * step] @ metric_II[g * step:(g + 1) * step, g * step:]
             system_RGG[:, g, g:] = image_RJ.mul_(level_RI[:, g * step:]).unflatten(1, (-1, step)).sum(-1)
-            system_RGG[:, g:, g] = system_RGG[:, g, g:]
+            system_RGG[:, g + 1:, g] = system_RGG[:, g, g + 1:]
         image_RI = shifted_OI[start:start + rows] @ metric_II
         right_RG = image_RI.mul_(level_RI).unflatten(1, (-1, step)).sum(-1)
         ridge = system_RGG.diagonal(dim1=1, dim2=2).mean(-1, keepdim=True).clamp_min(1e-30) * 1e-6

@@ -36,7 +36,7 @@ STARTS = 1.1, 0.9, 0.75, 0.6  # of a scale, in parts of the one that is best for
 ROUNDS = 2  # of vectors and scale in turn
 SHIFT = 0.125  # of the levels of a group, up or down, in a format with offsets
 SIGNS = {"own": 0, "any": 1, "even": 2}
-FAST: Any = {"reassoc", "contract", "nsz"}
+FAST: Any = {"reassoc", "contract", "nsz", "nnan"}
 Floats = NDArray[np.float32]
 
 
@@ -174,16 +174,39 @@ def _units(grid: Grid, codec: Codec, units_U: Tensor) -> tuple[Floats, Floats]:
     return scale_OU.numpy(), offset_OU.numpy()
 
 
+class Room(NamedTuple):
+    """What `_choose` writes in: a row's wish in units of the scale, the levels chosen, and its scratch."""
+
+    wish_8: Floats
+    level_8: Floats
+    want_8: Floats
+    trial_8: Floats
+    sign_8: Floats
+    least_3: Floats
+    cheap_3: NDArray[np.int64]
+    coefficient_F: Floats
+    score_K: Floats
+
+
+@njit(cache=True, nogil=True)
+def _room(book):
+    count, terms = len(book.points_KV), len(book.terms_FK)
+    return Room(np.empty(8, np.float32), np.empty(8, np.float32), np.empty(8, np.float32), np.empty(8, np.float32),
+                np.empty(8, np.float32), np.empty(3, np.float32), np.empty(3, np.int64), np.zeros(terms, np.float32),
+                np.empty(count, np.float32))
+
+
 @njit(cache=True, nogil=True, fastmath=FAST)
-def _choose(wish_8, unit, metric, book, chosen_8, score_K):
-    """The unit's vectors for a wish in units of the scale; chosen_8: levels."""
+def _choose(room, unit, metric, book):
+    """The unit's vectors for `wish_8` into `level_8`."""
+    wish_8, want_8, trial_8, sign_8, score_K = room.wish_8, room.want_8, room.trial_8, room.sign_8, room.score_K
+    least_3, cheap_3, coefficient_F = room.least_3, room.cheap_3, room.coefficient_F
     inner_HVV, points_KV, terms_FK = metric.inner_UHVV[unit], book.points_KV, book.terms_FK
     count, width = points_KV.shape
     terms, even = len(terms_FK), book.signs == 2
     joint = terms > width  # signs tie the columns together
-    coefficient_F, cheap_3, least_3 = np.zeros(terms, np.float32), np.zeros(3, np.int64), np.full(3, np.inf, np.float32)
-    want_8, trial_8, sign_8 = np.empty(8, np.float32), np.empty(8, np.float32), np.ones(8, np.float32)
     odd = False
+    sign_8[:], least_3[:] = 1, np.inf
     if book.signs:
         for i in range(8):
             if wish_8[i] < 0:
@@ -224,11 +247,14 @@ def _choose(wish_8, unit, metric, book, chosen_8, score_K):
                 for k in range(count):
                     score_K[k] += (a * terms_FK[f, k] + b * terms_FK[f + 1, k] + c * terms_FK[f + 2, k]
                                    + d * terms_FK[f + 3, k])
-            at = 0
-            for k in range(1, count):
-                if score_K[k] < score_K[at]:
+            at, low = 0, score_K[0]
+            for k in range(count):
+                low = min(low, score_K[k])
+            for k in range(count):
+                if score_K[k] == low:
                     at = k
-            loss += score_K[at]
+                    break
+            loss += low
             for i in range(width):
                 trial_8[start + i] = sign_8[start + i] * points_KV[at, i]
             if start + width < 8 and joint:
@@ -237,7 +263,7 @@ def _choose(wish_8, unit, metric, book, chosen_8, score_K):
                         want_8[width + j] += (want_8[i] - trial_8[i]) * metric.cross_UVV[unit, i, j]
         for i in range(8):
             if loss < best:
-                chosen_8[i] = trial_8[i]
+                room.level_8[i] = trial_8[i]
             if i in (first, second):
                 sign_8[i] = -sign_8[i]
         best = min(best, loss)
@@ -245,12 +271,13 @@ def _choose(wish_8, unit, metric, book, chosen_8, score_K):
 
 @njit(cache=True, nogil=True, fastmath=FAST)
 def _nearest(weight_OI, metric, book, scale_OU, offset_OU, level_OI):
-    wish_8, level_8, score_K = np.empty(8, np.float32), np.empty(8, np.float32), np.empty(len(book.points_KV), np.float32)
+    room = _room(book)
+    wish_8, level_8 = room.wish_8, room.level_8
     for u in range(scale_OU.shape[1]):
         for o in range(len(weight_OI)):
             for i in range(8):
                 wish_8[i] = (weight_OI[o, 8 * u + i] - offset_OU[o, u]) / scale_OU[o, u]
-            _choose(wish_8, u, metric, book, level_8, score_K)
+            _choose(room, u, metric, book)
             for i in range(8):
                 level_OI[o, 8 * u + i] = level_8[i]
 
@@ -260,7 +287,8 @@ def _search(weight_OI, importance_I, metric, book, step, starts, rounds, affine)
     """Scales and offsets (O, G) that each serve their group best when they are free."""
     rows, groups = len(weight_OI), weight_OI.shape[1] // step
     scale_OG, offset_OG = np.zeros((rows, groups), np.float32), np.zeros((rows, groups), np.float32)
-    wish_8, level_8, score_K = np.empty(8, np.float32), np.empty(8, np.float32), np.empty(len(book.points_KV), np.float32)
+    room = _room(book)
+    wish_8, level_8 = room.wish_8, room.level_8
     for g in range(groups):
         for o in range(rows):
             square = np.float32(0)
@@ -275,7 +303,7 @@ def _search(weight_OI, importance_I, metric, book, step, starts, rounds, affine)
                     for start in range(g * step, (g + 1) * step, 8):
                         for i in range(8):
                             wish_8[i] = weight_OI[o, start + i] / max(scale, np.float32(1e-30)) - shift
-                        _choose(wish_8, start // 8, metric, book, level_8, score_K)
+                        _choose(room, start // 8, metric, book)
                         for i in range(8):
                             z, h = level_8[i] + shift, importance_I[start + i]
                             zz += h * z * z
@@ -292,7 +320,8 @@ def _search(weight_OI, importance_I, metric, book, step, starts, rounds, affine)
 @njit(cache=True, nogil=True, fastmath=FAST)
 def _cancel(work_OI, begin, factor_II, inverse_U88, metric, book, scale_OU, offset_OU, level_OI, error_OB, loss_O):
     """A block of columns from `begin` on."""
-    wish_8, level_8, score_K = np.empty(8, np.float32), np.empty(8, np.float32), np.empty(len(book.points_KV), np.float32)
+    room = _room(book)
+    wish_8, level_8 = room.wish_8, room.level_8
     end = begin + error_OB.shape[1]
     for o in range(len(work_OI)):
         for start in range(begin, end, 8):
@@ -300,7 +329,7 @@ def _cancel(work_OI, begin, factor_II, inverse_U88, metric, book, scale_OU, offs
             scale, offset = scale_OU[o, unit], offset_OU[o, unit]
             for i in range(8):
                 wish_8[i] = (work_OI[o, start + i] - offset) / scale
-            _choose(wish_8, unit, metric, book, level_8, score_K)
+            _choose(room, unit, metric, book)
             for j in range(8):
                 error = np.float32(0)
                 for i in range(j + 1):
@@ -326,7 +355,8 @@ def _loss(difference_8, metric_II, start):
 @njit(cache=True, nogil=True, fastmath=FAST)
 def _sweep(level_BI, change_BI, slope_BI, moved_BI, fisher_BB, metric_II, inverse_U88, metric, book, scale_BU):
     rows, columns = change_BI.shape
-    wish_8, level_8, score_K = np.empty(8, np.float32), np.empty(8, np.float32), np.empty(len(book.points_KV), np.float32)
+    room = _room(book)
+    wish_8, level_8 = room.wish_8, room.level_8
     away_8 = np.empty(8, np.float32)
     for o in range(rows):
         slope_I, pivot = slope_BI[o], fisher_BB[o, o]
@@ -343,7 +373,7 @@ def _sweep(level_BI, change_BI, slope_BI, moved_BI, fisher_BB, metric_II, invers
                 away_8[i] = step / (pivot * scale)
                 wish_8[i] = level_BI[o, start + i] + away_8[i]
             before = _loss(away_8, metric_II, start)
-            _choose(wish_8, unit, metric, book, level_8, score_K)
+            _choose(room, unit, metric, book)
             for i in range(8):
                 away_8[i] = wish_8[i] - level_8[i]
             if _loss(away_8, metric_II, start) >= before * np.float32(0.9999):
