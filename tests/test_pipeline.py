@@ -84,6 +84,17 @@ def test_gguf_within_the_budget_and_proved(tiny_model, text, tmp_path):
     assert files(same.folder) == files(tmp_path / "out")
 
 
+@pytest.mark.slow
+def test_vector_types_that_were_asked_for(tiny_model, text, tmp_path):
+    """Below Q2_K's bits, chosen among, proved in llama.cpp, and of the KL that was measured."""
+    model, only = tiny_model("llama", hidden_size=256, intermediate_size=512), ["IQ1_S", "IQ2_XXS", "IQ3_XXS"]
+    result = run(model, text, tmp_path / "out", Budget(bits=2.3), only=only)
+    assert 0.9 * 2.3 <= result.document["result"]["bits_per_weight"] <= 2.3 and result.document["proof"]["passed"]
+    assert {layer["codec"] for layer in result.document["plan"]} <= {*only, "as it is"}
+    kl = result.document["result"]["measured"]["kl_mean"]
+    assert 0 < kl == pytest.approx(kl_of_file(model, tmp_path / "out", text), rel=2e-3)
+
+
 def test_compressed_tensors_at_bits(tiny_model, text, tmp_path):
     model = tiny_model("qwen3", hidden_size=128, intermediate_size=256)
     result = run(model, text, tmp_path / "out", Budget(bits=4.5), target="compressed-tensors")
