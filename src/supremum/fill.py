@@ -207,8 +207,9 @@ def solve_level(gathered: Gathered, kind: ArchiveTarget, names: list[str], level
 
     counted = workspace.json(f"{folder}/counted.json", count)
     files.update(counted["files"])
-    share = 1 + counted["tables"] / sum(counted["matrices"].values())
-    nbytes = {name: math.ceil(own * share) for name, own in counted["matrices"].items()}
+    counts = {name: math.prod(gathered.checkpoint.tensors[name].shape) for name in counted["matrices"]}
+    share = counted["tables"] / sum(counts.values())  # by weights, as checkpoint/archive.py reads it
+    nbytes = {name: own + math.ceil(share * counts[name]) for name, own in counted["matrices"].items()}
     return Solved(theta, folder, coded, counted["nats"], nbytes, counted["size"])
 
 
