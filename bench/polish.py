@@ -112,10 +112,10 @@ class Half:
             raise _Reached
 
         if self.place == OUTPUT:
-            return self.block(hidden_NTd, *self.call.args, **self.call.kwargs)
+            return self.call.run(self.block, hidden_NTd)
         handle = self.block.get_submodule(self.place).register_forward_pre_hook(stop)
         try:
-            self.block(hidden_NTd, *self.call.args, **self.call.kwargs)
+            self.call.run(self.block, hidden_NTd)
         except _Reached:
             pass
         finally:

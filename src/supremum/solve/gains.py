@@ -86,8 +86,7 @@ class _Numbers:
                    for name, layer in linears(block).items()
                    if (place := self.places.get(f"{call.block}.{name}.weight")) is not None]
         try:
-            output: Tensor = functional_call(block, vectors, (hidden_NTd, *call.args), call.kwargs)
-            return output
+            return call.run(lambda *args, **kwargs: functional_call(block, vectors, args, kwargs), hidden_NTd)
         finally:
             for handle in handles:
                 handle.remove()

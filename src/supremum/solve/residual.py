@@ -97,6 +97,6 @@ def _until_next_linear(watch: Watch, name: str) -> Iterator[tuple[str, Tensor]]:
 
 def _run(block: nn.Module, call: Call, hidden_NTd: Tensor, watch: Watch) -> Watch:
     with watch.on():
-        output = block(hidden_NTd, *call.args, **call.kwargs)
+        output = call.run(block, hidden_NTd)
     watch.inputs[OUTPUT] = output
     return watch

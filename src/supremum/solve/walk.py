@@ -129,7 +129,7 @@ class Walk:
         return keys.pop()
 
     def _run(self, hidden_NTd: Tensor) -> Tensor:
-        output: Tensor = self._block(hidden_NTd, *self._call.args, **self._call.kwargs)
+        output = self._call.run(self._block, hidden_NTd)
         self._meet(OUTPUT, output)
         return output
 

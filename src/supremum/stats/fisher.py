@@ -119,7 +119,7 @@ def fisher(stream: BlockStream, windows_NT: Tensor, workspace: Workspace, change
                 with watch.on(layers):
                     entry = hidden_NTd[part].detach().requires_grad_(True)
                     with torch.enable_grad():
-                        output = block(entry, *call.args, **call.kwargs)
+                        output = call.run(block, entry)
                         lower.append(torch.autograd.grad(output, entry, upper_NTd[part])[0])
                 for name in layers:
                     g_NTO, x_NTI = watch.gradients[name], watch.inputs[name]

@@ -62,6 +62,10 @@ class Call:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
 
+    def run(self, block: Callable[..., Tensor], hidden_NTd: Tensor) -> Tensor:
+        """The hidden states that leave `block`, the module of that name or what stands for it."""
+        return block(hidden_NTd, *self.args, **self.kwargs)
+
 
 class BlockStream:
     """A checkpoint's model as embedding, a list of block calls, and the rest."""

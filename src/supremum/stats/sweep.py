@@ -82,7 +82,7 @@ def accumulate(sums: dict[str, Tensor], key: str, x_TI: Tensor) -> None:
 def run_block(block: nn.Module, call: Call, hidden_NTd: Tensor) -> Tensor:
     """The block's output on all windows, batch by batch, without gradients."""
     with torch.no_grad():
-        return torch.cat([block(hidden_NTd[part], *call.args, **call.kwargs) for part in batches(hidden_NTd)])
+        return torch.cat([call.run(block, hidden_NTd[part]) for part in batches(hidden_NTd)])
 
 
 def hidden_file(call: int) -> str:
