@@ -38,8 +38,9 @@ from torch import Tensor
 from supremum.checkpoint import open_checkpoint
 from supremum.measure.scores import Comparison
 from supremum.progress import track
+from supremum.stats.calls import Call
 from supremum.stats.fisher import fisher, fisher_file
-from supremum.stats.streaming import BlockStream, Call, linears, set_weight
+from supremum.stats.streaming import BlockStream, linears, set_weight
 from supremum.stats.sweep import hidden_file, run_block, sweep
 from supremum.text.windows import read_windows, spread
 from supremum.workspace import Workspace

@@ -40,8 +40,9 @@ from supremum.solve.cancellation import nearest
 from supremum.solve.candidates import load_coded
 from supremum.solve.final import Grids, solve_final
 from supremum.solve.residual import OUTPUT, writers
+from supremum.stats.calls import Call
 from supremum.stats.fisher import fisher_file
-from supremum.stats.streaming import Call, linears, set_weight
+from supremum.stats.streaming import linears, set_weight
 from supremum.stats.sweep import hidden_file, run_block
 from supremum.text.windows import read_windows
 from supremum.workspace import Workspace

@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerFast
 DECODERS = ("llama", "mistral", "qwen2", "qwen3", "gemma3", "gpt2", "phi3")
 ENCODERS = ("bert", "distilbert", "roberta", "albert")
 FAMILIES = DECODERS + ENCODERS
+PAIRS = ("marian", "bart", "pegasus")  # encoder-decoders
 VOCABULARY = 384
 
 _LLAMA = dict(
@@ -28,6 +29,11 @@ _LLAMA = dict(
 _BERT = dict(
     vocab_size=VOCABULARY, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
     max_position_embeddings=130, pad_token_id=1,
+)  # fmt: skip
+_MARIAN = dict(
+    vocab_size=VOCABULARY, d_model=64, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4,
+    decoder_attention_heads=4, encoder_ffn_dim=128, decoder_ffn_dim=128, max_position_embeddings=130, bos_token_id=0,
+    eos_token_id=1, pad_token_id=1, decoder_start_token_id=1, forced_eos_token_id=None, init_std=0.12,
 )  # fmt: skip
 # family: (config class, its arguments, model class)
 _RECIPES: dict[str, tuple[str, dict[str, Any], str]] = {
@@ -56,6 +62,15 @@ _RECIPES: dict[str, tuple[str, dict[str, Any], str]] = {
     ),
     "roberta": ("RobertaConfig", _BERT, "RobertaForMaskedLM"),
     "albert": ("AlbertConfig", _BERT | {"embedding_size": 64}, "AlbertForMaskedLM"),
+    "marian": ("MarianConfig", _MARIAN | {"scale_embedding": True}, "MarianMTModel"),
+    "bart": ("BartConfig", _MARIAN, "BartForConditionalGeneration"),
+    "t5": (
+        "T5Config",
+        {"vocab_size": VOCABULARY, "d_model": 64, "d_kv": 16, "d_ff": 128, "num_layers": 2, "num_heads": 4, "pad_token_id": 1,
+         "eos_token_id": 1, "decoder_start_token_id": 1},
+        "T5ForConditionalGeneration",
+    ),
+    "pegasus": ("PegasusConfig", _MARIAN | {"encoder_layers": 3}, "PegasusForConditionalGeneration"),
 }  # fmt: skip
 
 CHAT_TEMPLATE = (
@@ -106,6 +121,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
                         parameter.add_(torch.randn(parameter.shape) * 0.1)
             torch.random.set_rng_state(generator)
             folder = tmp_path_factory.mktemp(family)
+            model._keys_to_ignore_on_save = None  # Marian's table of places, as `tune` writes it
             model.to(getattr(torch, dtype)).save_pretrained(folder, max_shard_size=shard or "50GB")
             tiny_tokenizer().save_pretrained(folder)
             made[key] = folder

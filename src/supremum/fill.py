@@ -37,6 +37,7 @@ from .solve.gains import Trained, train_gains
 from .solve.water import Outputs, Spread, Watered, water
 from .stats.fisher import gradient_file, shrunk
 from .stats.sweep import HEAD_MOMENTS, moments
+from .text.pairs import answering
 
 OUTPUT_DAMPING = 0.01  # share of mean(diag B) added to B
 START_BITS = 0.45  # a weight above the limit: where the search for the level begins, no more
@@ -266,8 +267,8 @@ def _solve_table(gathered: Gathered, name: str, level: float) -> dict[str, Water
         tokens_NT = gathered.windows
         gradient_Td = gathered.stream.embedding_gradient(
             tokens_NT, gathered.workspace.load(gradient_file(0))["g"]).float().flatten(0, 1)
-        form_II = gradient_Td.T @ gradient_Td / len(gradient_Td)
-        often_O = torch.bincount(tokens_NT.flatten(), minlength=len(weight_OI)).double() + 0.5
+        form_II = gradient_Td.T @ gradient_Td / int(answering(tokens_NT).sum())
+        often_O = torch.bincount(tokens_NT[tokens_NT >= 0], minlength=len(weight_OI)).double() + 0.5
         often_O /= often_O.sum()
         metric_II += form_II * float(often_O.mean())
         rows_O += often_O * float(form_II.trace())

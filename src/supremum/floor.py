@@ -101,6 +101,10 @@ class Judge:
     def _each(self, split: str, said: list[Any]) -> list[float] | None:
         return self.task.each(self.task.truth(self.rows[split]), said) if self.floor.metric == self.task.metric else None
 
+    def _parts(self, split: str, said: list[Any]) -> Any:
+        """Counts of each row whose sums give the metric: BLEU's, which would be slow to draw from otherwise."""
+        return self.task.parts(self.task.truth(self.rows[split]), said) if self.floor.metric == self.task.metric else None
+
     def _value(self, split: str, said: list[Any]) -> float:
         """The metric alone. Raises SupremumError for one that the task does not have."""
         scores = {name: value for name, value in self.task.score(self.task.truth(self.rows[split]), said).items()
@@ -112,8 +116,10 @@ class Judge:
 
     def _interval(self, split: str, said: list[Any]) -> Interval:
         truth, metric = self.task.truth(self.rows[split]), self.floor.metric
-        each = self._each(split, said)
-        return mean_interval(each, seed=self.seed) if each is not None else bootstrap(
+        each, parts = self._each(split, said), self._parts(split, said)
+        if each is not None:
+            return mean_interval(each, seed=self.seed)
+        return bootstrap(self.task.whole, parts, seed=self.seed) if parts is not None else bootstrap(
             self.task.score, truth, said, key=metric, resamples=DRAWS, seed=self.seed)
 
     def _change(self, split: str, said: list[Any]) -> Interval:
@@ -121,6 +127,9 @@ class Judge:
         one, other = self._each(split, before), self._each(split, said)
         if one is not None and other is not None:
             return paired_mean(one, other, seed=self.seed)
+        parts, others = self._parts(split, before), self._parts(split, said)
+        if parts is not None and others is not None:
+            return paired_bootstrap(self.task.whole, [parts], [others], seed=self.seed)
         return paired_bootstrap(self.task.score, (truth, before), (truth, said), key=self.floor.metric, resamples=DRAWS,
                                 seed=self.seed)
 
@@ -135,7 +144,8 @@ def optimize_floor(model: str | Path, floor: Floor, budget: Budget | None = None
     floor is missed; what was computed stays beside `out` for another floor or budget. The rest as for `optimize`.
     """
     folder = Path(out)
-    job = open_job(model, folder, target=target, text=text, tokens=tokens, keep=keep, only=only, seed=seed, dtype=dtype)
+    job = open_job(model, folder, target=target, text=text, tokens=tokens, keep=keep, only=only, seed=seed, dtype=dtype,
+                   data=Path(data) if data else None)
     judge = Judge(job.checkpoint, floor, Path(data) if data else None, seed)
     if not fresh and (done := _finished(folder, job, judge, budget)):
         note(f"{folder}: is finished with the same inputs; --fresh runs it again.")

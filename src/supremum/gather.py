@@ -17,11 +17,13 @@ from .limits import metric as analysed
 from .progress import phase
 from .solve.cancellation import Metric
 from .solve.candidates import Candidates
+from .stats.calls import Call
 from .stats.fisher import fisher, fisher_file, shrunk
-from .stats.streaming import BlockStream, Call, orientation
-from .stats.sweep import HEAD_MOMENTS, moments, sweep
+from .stats.streaming import BlockStream, orientation
+from .stats.sweep import HEAD_MOMENTS, moments, sweep, tokens
 from .text import calibration_and_held_out, fast_dtype, self_generated
-from .text.windows import context_length
+from .text.pairs import answering, count, reads_pairs
+from .text.windows import context_length, spread
 from .workspace import Workspace, write_atomic
 
 TOKENS, HELD_OUT_TOKENS = 16384, 4096
@@ -43,6 +45,11 @@ class Gathered:
     turned: dict[str, bool]
     text: dict[str, Any]
 
+    @property
+    def length(self) -> float:
+        """Answers of a calibration window, on the mean."""
+        return int(answering(self.windows).sum()) / len(self.windows)
+
     def weight(self, name: str, checkpoint: Checkpoint | None = None) -> Tensor:
         """The original weight (O, I), float32; or another checkpoint's, of the same architecture."""
         weight = (checkpoint or self.checkpoint).read(name).float()
@@ -56,7 +63,8 @@ class Gathered:
         with phase("analyse the layers", len(self.stream.blocks)) as advance:
             for block in self.stream.blocks:
                 sums, keys = moments(self.workspace, self.calls, block)
-                sides = {key: analysed(total, tokens=self.windows.numel()) for key, total in sums.items()}
+                seen = tokens(self.workspace, self.calls, block)
+                sides = {key: analysed(total, tokens=seen[key]) for key, total in sums.items()}
                 for layer, key in keys.items():
                     name = self.inner(block, layer)
                     yield spectrum(name, self.weight(name), sides[key], self.fisher(block, layer))
@@ -109,12 +117,21 @@ def window_length(checkpoint: Checkpoint) -> int:
 
 
 def windows_of(checkpoint: Checkpoint, workspace: Workspace, text: list[str], tokens: int, held_out_tokens: int,
-               seed: int) -> tuple[Tensor, Tensor, dict[str, Any]]:
-    """(calibration, held-out, where they came from); read once and kept in the workspace."""
-    length = window_length(checkpoint)
+               seed: int, data: Path | None = None) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    """(calibration, held-out, where they came from); read once and kept in the workspace. data: the folder of a tuned
+    encoder-decoder's rows, where it is not the one that it was tuned on."""
+    length, pairs = window_length(checkpoint), reads_pairs(checkpoint)
 
     def compute() -> dict[str, Tensor]:
-        if text:
+        if pairs:
+            from .train.pairs import read_pairs
+
+            every = read_pairs(checkpoint, text, tokens=tokens + held_out_tokens, seed=seed, data=data)
+            chosen = spread(len(every), max(1, round(len(every) * held_out_tokens / (tokens + held_out_tokens))), seed)
+            rest = torch.ones(len(every), dtype=torch.bool)
+            rest[chosen] = False
+            calibration, held_out = every[rest], every[chosen]
+        elif text:
             calibration, held_out = calibration_and_held_out(
                 checkpoint, text, tokens=tokens, held_out_tokens=held_out_tokens, length=length, seed=seed)
         else:
@@ -124,10 +141,10 @@ def windows_of(checkpoint: Checkpoint, workspace: Workspace, text: list[str], to
         return {"calibration": calibration, "held_out": held_out}
 
     found = workspace.tensors("windows.safetensors", compute)
-    source = ", ".join(text) if text else "written by the model itself"
+    source = ", ".join(text) if text else "the rows that it was tuned on" if pairs else "written by the model itself"
     return found["calibration"], found["held_out"], {
-        "calibration": source, "calibration_tokens": found["calibration"].numel(),
-        "held_out": f"{source} (other windows)", "held_out_tokens": found["held_out"].numel()}
+        "calibration": source, "calibration_tokens": count(found["calibration"]),
+        "held_out": f"{source} (other {'pairs' if pairs else 'windows'})", "held_out_tokens": count(found["held_out"])}
 
 
 def compute_dtype(name: str) -> torch.dtype:
@@ -136,9 +153,9 @@ def compute_dtype(name: str) -> torch.dtype:
 
 
 def gather(checkpoint: Checkpoint, workspace: Workspace, *, text: list[str], tokens: int | None, seed: int, dtype: str,
-           held_out_tokens: int = HELD_OUT_TOKENS) -> Gathered:
+           held_out_tokens: int = HELD_OUT_TOKENS, data: Path | None = None) -> Gathered:
     """Windows and the forward sweep."""
-    windows, held_out, source = windows_of(checkpoint, workspace, text, tokens or TOKENS, held_out_tokens, seed)
+    windows, held_out, source = windows_of(checkpoint, workspace, text, tokens or TOKENS, held_out_tokens, seed, data)
     stream = BlockStream(checkpoint, dtype=compute_dtype(dtype))
     sweep(stream, windows, workspace)
     oriented = orientation(stream)
@@ -180,7 +197,7 @@ def gather_fisher(gathered: Gathered, candidates: Candidates | None, seed: int) 
            length=gathered.windows.shape[1], seed=seed)
 
 
-def price(product_N: Tensor, length: int) -> float:
+def price(product_N: Tensor, length: float) -> float:
     """Predicted KL, nats a token: 1/2 E_s[<G_s, dW>^2] / T."""
     return 0.5 * float(product_N.double().square().mean()) / length
 

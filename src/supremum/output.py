@@ -139,11 +139,12 @@ def write(checkpoint: Checkpoint, kind: Target, coded: LazyCoded, folder: Path, 
 
 
 def show_samples(checkpoint: Checkpoint, written: Path) -> list[dict[str, Any]]:
-    """The original and the written file answer the same prompts, greedily; none for models that write no text or that
-    do not fit the memory twice."""
+    """The original and the written file answer the same prompts, greedily; none for models that go on with no text (encoders,
+    encoder-decoders) or that do not fit the memory twice."""
     one = checkpoint.skeleton()
     parameters = sum(p.numel() for p in one.parameters())
-    if objective(type(one).__name__) != "next" or 8 * parameters > psutil.virtual_memory().available:
+    goes_on = objective(type(one).__name__) == "next" and not one.config.is_encoder_decoder
+    if not goes_on or 8 * parameters > psutil.virtual_memory().available:
         return []
     with phase("write samples"):
         dtype = fast_dtype()

@@ -64,9 +64,12 @@ from .solve.candidates import Candidates
 from .solve.smoothing import smoothed
 from .stats.streaming import BlockStream, orientation
 from .text.generate import check_writes
+from .text.pairs import bare, reads_pairs
 from .text.sources import state_of
-from .text.windows import check_budget, check_one_text
+from .text.windows import check_budget
 from .workspace import Workspace, move_into_place
+
+PROVED = 6  # held-out pairs that the proof of an encoder-decoder is on
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,7 @@ class Job:
     seed: int
     options: dict[str, Any]  # target, tokens, keep, only, dtype
     inputs: dict[str, Any]  # what makes two runs the same
+    data: Path | None = None  # the folder of a tuned model's rows, where it is not the one that it was tuned on
 
     def command(self, budget: Mapping[str, Any], folder: Path) -> str:
         """The command line that repeats it. budget: values by flag."""
@@ -135,23 +139,27 @@ class Job:
 
 
 def open_job(model: str | Path, folder: Path, *, target: str, text: list[str] | None, tokens: int | None,
-             keep: list[str] | None, only: list[str] | None, seed: int, dtype: str) -> Job:
+             keep: list[str] | None, only: list[str] | None, seed: int, dtype: str, data: Path | None = None) -> Job:
     """The arguments of `optimize`, looked at; a new run begins."""
     checkpoint, kind, sources = open_checkpoint(model), target_for("optimize", target), text or []
-    check_one_text(checkpoint)
     check_output(folder, checkpoint)
-    check_budget(tokens or TOKENS, window_length(checkpoint))
-    if not sources:
-        check_writes(checkpoint)
+    if reads_pairs(checkpoint):
+        from .train.pairs import state_of_pairs
+
+        given = state_of_pairs(checkpoint, sources, data)
+    else:
+        check_budget(tokens or TOKENS, window_length(checkpoint))
+        if not sources:
+            check_writes(checkpoint)
+        given = [state_of(source) for source in sources]
     forget_timings()
     options: dict[str, Any] = {"target": target, "tokens": tokens, "keep": sorted(keep or []), "only": sorted(only or []),
                                "dtype": dtype}
     inputs = {"supremum": __version__, "torch": torch.__version__.split("+")[0], "threads": torch.get_num_threads(),
-              "model": checkpoint.fingerprint, "text": [state_of(source) for source in sources], "seed": seed,
-              "options": options}
+              "model": checkpoint.fingerprint, "text": given, "seed": seed, "options": options}
     if any(map(rounder, options["only"])):
         inputs["smoothing"] = True
-    return Job(str(model), checkpoint, kind, sources, seed, options, inputs)
+    return Job(str(model), checkpoint, kind, sources, seed, options, inputs, data)
 
 
 @dataclass(frozen=True)
@@ -232,7 +240,7 @@ def statistics(job: Job, layout: Layout, workspace: Workspace, budget: Budget | 
         costs.check(budget, units_of(job.checkpoint, job.kind, menu, layout.shapes, layout.stream.tables(), costs=costs))
     job, smoothing = _smooth(job, layout, workspace)
     gathered = gather(job.checkpoint, workspace, text=job.text, tokens=job.options["tokens"], seed=job.seed,
-                      dtype=job.options["dtype"])
+                      dtype=job.options["dtype"], data=job.data)
     archive, tables = job.kind.name == "archive", gathered.stream.tables()
     units = [] if archive else units_of(job.checkpoint, job.kind, menu, layout.shapes, tables)
     plan = only_plan(budget, units, job.checkpoint, job.kind) if budget and units else None
@@ -250,7 +258,7 @@ def _smooth(job: Job, layout: Layout, workspace: Workspace) -> tuple[Job, dict[s
     if not any(rounder(codec) for names in layout.menu.codecs.values() for codec in names):
         return job, None
     windows, _, _ = windows_of(job.checkpoint, workspace, job.text, job.options["tokens"] or TOKENS, HELD_OUT_TOKENS,
-                               job.seed)
+                               job.seed, job.data)
     checkpoint, record = smoothed(layout.stream, windows, layout.menu.codecs, workspace)
     return replace(job, checkpoint=checkpoint), record
 
@@ -270,7 +278,8 @@ def finish(found: Statistics, budget: Budget, folder: Path, *, command: Mapping[
     job, workspace = found.job, found.gathered.workspace
     reached, written = made(found, budget)
     with phase("prove in the stock runtime"):
-        proof = workspace.json(f"{budget.name}/proof.json", lambda: verify(written, job.kind).asdict())
+        asked = [bare(window_T) for window_T in found.gathered.held_out[:PROVED]] if found.gathered.stream.pairs else None
+        proof = workspace.json(f"{budget.name}/proof.json", lambda: verify(written, job.kind, prompts=asked).asdict())
     running = []
     if costs := found.costs:
         with phase("measure beside the original"):

@@ -119,7 +119,7 @@ def units_of(checkpoint: Checkpoint, target: Target, menu: Menu, shapes: Mapping
 
 def prices(gathered: Gathered) -> dict[tuple[str, str], float]:
     """Predicted nats a token of every candidate, from the sequence-level Fisher."""
-    return {key: price(product, gathered.windows.shape[1]) for key, product in gathered.products().items()}
+    return {key: price(product, gathered.length) for key, product in gathered.products().items()}
 
 
 def damages(gathered: Gathered, coded: LazyCoded, file: str) -> dict[tuple[str, str], float]:

@@ -23,6 +23,7 @@ from supremum.solve import gains, nearest
 from supremum.solve.gains import _gradient, _heads, _numbers, scaled, takes_factors, train_gains
 from supremum.stats.streaming import BlockStream, orientation
 from supremum.stats.sweep import sweep
+from supremum.text.pairs import answering
 from supremum.workspace import Workspace
 
 from ..stats.test_streaming import windows
@@ -81,7 +82,8 @@ def test_gradient_is_that_of_the_whole_model(family: str, architecture: str | No
     with replacing(stream, lambda name: coded[name].decode() if name in coded else None):
         entry_NTd = stream.embed(windows_NT)
         with _heads(stream) as divergence:
-            found_P = _gradient(stream, calls, numbers, theta_P, entry_NTd, goal_NTd, divergence)
+            found_P = _gradient(stream, calls, numbers, theta_P, entry_NTd, goal_NTd, answering(windows_NT),
+                                divergence)
     expected_P = whole_gradient(stream, coded, theta_P, numbers.places, windows_NT)
     torch.testing.assert_close(found_P, expected_P, rtol=1e-3, atol=1e-3 * float(expected_P.abs().max()))
     assert float(expected_P.norm()) > 0

@@ -15,7 +15,8 @@ from supremum.codecs.activations import round_inputs, rounder
 from supremum.gap import gap_of
 from supremum.solve.cancellation import nearest
 from supremum.solve.smoothing import Pair, choose, factors_of, find_pairs, output_error, smoothed
-from supremum.stats.streaming import BlockStream, Call, orientation
+from supremum.stats.calls import Call
+from supremum.stats.streaming import BlockStream, orientation
 from supremum.workspace import Workspace
 
 CODEC = "int8-channel-a8"

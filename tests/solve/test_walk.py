@@ -14,7 +14,8 @@ from supremum.checkpoint import open_checkpoint
 from supremum.solve.residual import writers
 from supremum.solve.walk import Walk
 from supremum.stats import sweep
-from supremum.stats.streaming import BlockStream, Call, linears
+from supremum.stats.calls import Call
+from supremum.stats.streaming import BlockStream, linears
 from supremum.stats.sweep import run_block
 
 ORDER = {"llama": ["self_attn.q_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.down_proj"],

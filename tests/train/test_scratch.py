@@ -128,20 +128,21 @@ def test_what_cannot_be_built_is_refused(changes: list[str], said: str, tmp_path
     assert not (tmp_path / "out").exists()
 
 
-def test_what_reads_windows_of_one_text_refuses_an_encoder_decoder(tmp_path: Path) -> None:
+def test_an_encoder_decoder_needs_pairs(tmp_path: Path) -> None:
+    """One that was not tuned here says by itself neither what it reads nor what it writes."""
     from supremum import Budget, measure_limits, optimize
     from supremum.checkpoint.targets import names
-    from supremum.measure import evaluate_texts
+    from supremum.measure import evaluate_cache_files, evaluate_texts
 
     bart().save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
-    (tmp_path / "t.txt").write_text("The river moves the stone. " * 40)
-    for texts in (None, [tmp_path / "t.txt"]):
-        with pytest.raises(SupremumError, match="reads one text and writes another"):
-            evaluate_texts(tmp_path, texts=texts, tokens=64, length=16)
-    with pytest.raises(SupremumError, match="reads one text and writes another"):
+    with pytest.raises(SupremumError, match="which, is not known"):
+        evaluate_texts(tmp_path, tokens=64, length=16)
+    with pytest.raises(SupremumError, match="which, is not known"):
         measure_limits(tmp_path)
     for target in names("optimize"):
-        with pytest.raises(SupremumError, match="reads one text and writes another"):
+        with pytest.raises(SupremumError, match="which, is not known"):
             optimize(tmp_path, Budget(bits=4), target=target, out=tmp_path / "out")
+    with pytest.raises(SupremumError, match="reads one text and writes another"):
+        evaluate_cache_files(tmp_path, None, ("q8_0", "q8_0"), text=None, tokens=64, length=16, seed=0)
     assert not (tmp_path / "out.work").exists()

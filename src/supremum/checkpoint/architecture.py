@@ -27,7 +27,8 @@ from ..errors import CheckpointError
 COMPUTED = re.compile(r"(^|\.)(rotary_emb\.inv_freq|position_ids|token_type_ids|attn\.(masked_)?bias)$")
 HEADS = re.compile(r"(ForPreTraining|ForMaskedLM|ForCausalLM|LMHeadModel|(?<!PreTrained)Model)$")
 AUTO_CLASSES = {"ForCausalLM": "AutoModelForCausalLM", "LMHeadModel": "AutoModelForCausalLM",
-                "ForMaskedLM": "AutoModelForMaskedLM", "ForPreTraining": "AutoModelForPreTraining", "Model": "AutoModel"}
+                "ForMaskedLM": "AutoModelForMaskedLM", "ForPreTraining": "AutoModelForPreTraining",
+                "MTModel": "AutoModelForSeq2SeqLM", "Model": "AutoModel"}
 COUNTS = {"num_labels": 1 << 16, "num_experts": 1 << 12, "num_local_experts": 1 << 12, "num_hidden_groups": 1 << 12}
 LAYERS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers")
 SIZES = (
@@ -84,7 +85,7 @@ def objective(name: str) -> str:
     states only)."""
     if name.endswith(("ForMaskedLM", "ForPreTraining")):
         return "every"
-    return "next" if name.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")) else "none"
+    return "next" if name.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "MTModel")) else "none"
 
 
 def auto_class(name: str) -> str:

@@ -8,9 +8,12 @@ Format (https://github.com/vllm-project/compressed-tensors): weights of linear l
 codec stores (codecs/layout.py: its tensors and its scheme); embeddings, heads and norms stay floats. vLLM fuses q/k/v and
 gate/up, so those share a codec (`ties`). Transformers decodes to floats on the first call, whatever the codec.
 
-Two of its limits (Transformers 5.23, compressed-tensors 0.20) show in config.json. Zero points are read only by its loader
+Some of its limits (Transformers 5.23, compressed-tensors 0.20) show in config.json. Zero points are read only by its loader
 that decodes at once (`dequantize`), and that takes one scheme for all layers: such a codec cannot share a file with another.
-Microscaling formats and NVFP4 are decoded to bfloat16, so the model must be bfloat16 too, whatever the original was.
+Microscaling formats and NVFP4 are decoded to bfloat16, so the model must be bfloat16 too, whatever the original was. A third:
+`generate` of an encoder-decoder calls the encoder before the whole model, whose first call would decode, and what decodes
+leaves wrappers that make a plain dictionary of the encoder's output. So there it is decoded, and they are taken off, by hand
+(`how_to_run`).
 
 Tensors that stay keep their stored precision. From a checkpoint whose tensors were quantised otherwise (GGUF blocks),
 they are stored in the config's 16-bit type, float16 if it names none.
@@ -134,13 +137,18 @@ class CompressedTensorsTarget:
         loader = auto_class(architecture)
         kinds = [layout(codec) for codec in codecs]
         dtype = ', dtype="bfloat16"' if any(kind and kind.bfloat16 for kind in kinds) else ""
+        pairs = architecture.endswith(("MTModel", "ForConditionalGeneration"))
+        decode = """
+from compressed_tensors.offload import remove_dispatch
+model.hf_quantizer.compressor.decompress_model(model)
+remove_dispatch(model, onload_tensors=True)""" if pairs else ""
         run = f"""```python
 # pip install transformers compressed-tensors
 from transformers import AutoTokenizer, {loader}
-model = {loader}.from_pretrained("{file}"{dtype})
+model = {loader}.from_pretrained("{file}"{dtype}){decode}
 tokenizer = AutoTokenizer.from_pretrained("{file}")
 ```"""
-        if objective(architecture) == "next" and all(kind and kind.vllm for kind in kinds):
+        if objective(architecture) == "next" and not pairs and all(kind and kind.vllm for kind in kinds):
             run += f"\n\nvLLM reads the same folder: `vllm serve {file}`"
         return run
 

@@ -40,9 +40,9 @@ class GPTQTarget(CompressedTensorsTarget):
         """Symmetric integers whose group divides the row, for the linear layers of a decoder's blocks."""
         prepared = self._prepare(checkpoint)
         found = checkpoint.config.architectures[0]
-        if objective(found) != "next" or not prepared.inner:
+        if objective(found) != "next" or not prepared.inner or checkpoint.config.is_encoder_decoder:
             raise CheckpointError(f"{found} is not a decoder with nn.Linear in its blocks, which GPTQ readers load.",
-                                  "Use --target compressed-tensors or --target gguf.")
+                                  "Use --target compressed-tensors.")
         if name not in prepared.inner or shape_OI[0] % BLOCK:
             return []
         return [n for n in codecs.names() if CODEC.fullmatch(n) and codecs.fits(codecs.get(n), shape_OI)]

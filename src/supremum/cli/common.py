@@ -78,7 +78,8 @@ def text_option(without: str) -> Any:
     """--text; `without`: what happens if there is none."""
     return typer.Option("--text", metavar="SOURCE", help=(
         f"Text file (.txt, .md, .jsonl, .json, .csv, .tsv, .parquet), folder of such files, or hub dataset id; repeatable. "
-        f"{without}"))
+        f"{without} An encoder-decoder takes pairs: two files of lines a.en,a.de, or rows of a source and a target (.jsonl); "
+        "without them the rows that it was tuned on; of other text it writes what belongs to each line."))
 
 
 def refuse(given: Mapping[str, Any], why: str) -> None:

@@ -57,7 +57,7 @@ class Workload:
     experts: int  # per layer; 0 without
     experts_used: int
     head_weights: int
-    table_weights: int  # embedding tables and poolers: not multiplied for every token
+    table_weights: int  # embedding tables, poolers, the encoder before a decoder: not multiplied for every token
     tied: bool  # head and table are one matrix
     repeated_weights: int  # multiplications a token beyond one a weight (ALBERT's layers share one block)
     hidden: int
@@ -103,9 +103,11 @@ def workload(config: Any, module: nn.Module) -> Workload:
     experts = next((int(n) for key in ("num_local_experts", "num_experts", "n_routed_experts")
                     if (n := getattr(text, key, None))), 0)  # fmt: skip
     blocks = shared = expert_weights = tables = 0
+    whole: Any = module
+    encoder = set(whole.get_encoder().modules()) if getattr(config, "is_encoder_decoder", False) else set()
     for name, part in module.named_modules():
         for parameter in part.parameters(recurse=False):
-            if isinstance(part, nn.Embedding) or "pooler" in name:
+            if isinstance(part, nn.Embedding) or "pooler" in name or part in encoder:
                 tables += parameter.numel()
             elif parameter.ndim < 2 or part is head:
                 continue

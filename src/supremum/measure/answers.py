@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoint.architecture import objective
+from ..text.pairs import bare, begin, inputs, written
 from .scores import Rows, TokenScores, compare
 
 
@@ -29,8 +30,12 @@ class Answers:
 
     @torch.inference_mode()
     def window(self, index: int) -> Rows:
-        """Logits (n, V) of a slice of the window's positions, as a function of the slice."""
+        """Logits (n, V) of a slice of the window's positions, as a function of the slice; of a pair, of what is written."""
         device = next(self.model.parameters()).device
+        if begin(self.windows):
+            pair = inputs(torch.tensor([bare(self.windows[index])]))
+            found: Tensor = self.model(**{key: value.to(device) for key, value in pair.items()}).logits[0]
+            return lambda rows: found[rows]
         ids = self.windows[index:index + 1].to(device)
         if self._plain:
             hidden, last = self._run(ids)
@@ -62,6 +67,6 @@ class Answers:
 def score(answers: Answers, reference: Answers | None, index: int, *, tops: bool = False) -> TokenScores:
     """Scores of one window: all positions but the last for a decoder, all positions for an encoder's head."""
     window = answers.windows[index]
-    targets = window[1:] if answers.objective == "next" else window
+    targets = written(window)[1:] if answers.objective == "next" else window
     return compare(reference.window(index) if reference is not None else None, answers.window(index), targets,
                    tops=tops)

@@ -14,6 +14,8 @@ from ..checkpoint.architecture import objective
 from ..errors import SupremumError
 from ..progress import phase
 from ..text import self_generated, tokens_from_text
+from ..text.pairs import begin, reads_pairs
+from ..text.windows import check_one_text
 from .answers import Answers, score
 from .cache import KIVI, CacheQuality, cache_bytes, evaluate_cache
 from .details import Details, details
@@ -92,6 +94,9 @@ def evaluate_texts(model: str | Path, reference: str | Path | None = None, *, te
     if explained:
         check_captum()
     candidate, original, kind = _opened(model, reference, dtype)
+    if (disturb or explained) and reads_pairs(candidate):
+        raise SupremumError(f"{model}: pairs of texts are measured neither disturbed nor explained.",
+                            "Leave out --perturb and --explain; by its task a tuned model is measured with both.")
     sources: list[str | None] = [str(text) for text in texts] if texts else [None]
     cut = [_windows(original or candidate, [source] if source else None, tokens, length, seed) for source in sources]
     one, other = _models(candidate, original, kind)  # after the texts were found to be readable
@@ -117,6 +122,8 @@ def _detailed(model: Any, original: Any | None, windows: Tensor, tokenizer: Any,
               seed: int, explained: int = 0) -> TextQuality:
     kind = objective(type(model).__name__)
     scores = _score(model, original, windows, label, tops=True)
+    if begin(windows):
+        return TextQuality(source, summarise(scores, objective=kind))
     return TextQuality(source, summarise(scores, objective=kind),
                        details(scores, windows[:, 1:] if kind == "next" else windows, tokenizer, seed=seed),
                        explained=explain(model, original, windows, scores, tokenizer, texts=explained, shift=kind == "next")
@@ -143,6 +150,7 @@ def evaluate_cache_files(model: str | Path, reference: str | Path | None, types:
     if types[0] in KIVI and reference is not None:
         raise SupremumError(f"{types[0]} is measured against the same model with an exact cache.", "Leave out --reference.")
     candidate = open_checkpoint(model)
+    check_one_text(candidate)
     original = open_checkpoint(reference) if reference is not None else None
     _same_vocabulary(candidate, original)
     if types[0] not in KIVI:
@@ -151,7 +159,11 @@ def evaluate_cache_files(model: str | Path, reference: str | Path | None, types:
 
 
 def _windows(source: Any, text: Sequence[str | Path] | None, tokens: int, length: int, seed: int) -> Tensor:
-    """Windows (n, T) of the text, or of what the model writes."""
+    """Windows (n, T) of the text, or of what the model writes; of an encoder-decoder, pairs."""
+    if reads_pairs(source):
+        from ..train.pairs import read_pairs  # which scores what it tunes, by this package
+
+        return read_pairs(source, [str(one) for one in text or []], tokens=tokens, seed=seed)
     return tokens_from_text(source, text, tokens=tokens, length=length, seed=seed) if text else \
         self_generated(source, tokens=tokens, length=length, seed=seed)
 

@@ -163,7 +163,7 @@ class Comparison:
 
 
 def summarise(scores: Iterable[TokenScores], *, objective: str = "next") -> Quality:
-    """Means over tokens, standard errors over windows, exact quantiles. One TokenScores a window; all of one length."""
+    """Means over tokens, standard errors over windows, exact quantiles. One TokenScores a window."""
     scores = list(scores)
     if not scores:
         raise ValueError("no windows were scored")
@@ -208,10 +208,12 @@ def summarise_features(windows: Sequence[Tensor]) -> Quality:
 
 
 def _mean(windows: list[Tensor]) -> tuple[float, float | None]:
-    """Mean over all tokens, and its standard error from the spread of the windows' means."""
-    means = torch.stack([w.double().mean() for w in windows])
-    mean = torch.cat([w.double() for w in windows]).mean().item()
-    return mean, (means.std() / math.sqrt(len(means))).item() if len(means) > 1 else None
+    """Mean over all tokens, and its standard error from the spread of the windows' sums about mean x length."""
+    sums = torch.stack([w.double().sum() for w in windows])
+    lengths = torch.tensor([len(w) for w in windows], dtype=torch.float64)
+    mean = float(sums.sum() / lengths.sum())
+    spread = (sums - mean * lengths) / lengths.mean()
+    return mean, (spread.std() / math.sqrt(len(windows))).item() if len(windows) > 1 else None
 
 
 def _exp(nll: float) -> float:

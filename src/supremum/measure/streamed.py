@@ -12,6 +12,7 @@ from ..checkpoint.architecture import objective
 from ..progress import phase
 from ..stats.streaming import BlockStream
 from ..stats.sweep import batches, run_block
+from ..text.pairs import answering, written
 from .scores import Comparison, Quality, feature_kl, summarise_features
 
 Replaced = Callable[[str], Tensor | None]  # tensor name -> weight (O, I) to use instead, or None
@@ -49,14 +50,14 @@ def streamed_quality(stream: BlockStream, windows_NT: Tensor, reference_NTd: Ten
 
 
 def window_kl(stream: BlockStream, windows_NT: Tensor, reference_NTd: Tensor, candidate_NTd: Tensor) -> Tensor:
-    """Mean KL (N,) of each window, float64; `candidate_NTd`: hidden states after the last block. Whatever the stream has
-    replaced in its head counts."""
+    """KL (N,) of each window over the windows' mean length, float64: their mean is that over all tokens. `candidate_NTd`:
+    hidden states after the last block. Whatever the stream has replaced in its head counts."""
     if objective(type(stream.model).__name__) == "none":
         found = _features(stream, reference_NTd, candidate_NTd)
     else:
         scores = _compared(stream, windows_NT, reference_NTd, candidate_NTd).scores
         found = [score.kl for score in scores if score.kl is not None]
-    return torch.stack([kl_T.double().mean() for kl_T in found])
+    return torch.stack([kl_T.double().sum() for kl_T in found]) * len(found) / sum(map(len, found))
 
 
 def _compared(stream: BlockStream, windows_NT: Tensor, reference_NTd: Tensor, candidate_NTd: Tensor) -> Comparison:
@@ -64,11 +65,10 @@ def _compared(stream: BlockStream, windows_NT: Tensor, reference_NTd: Tensor, ca
     goal = objective(type(stream.model).__name__)
     comparison = Comparison(goal)
     with original.head() as head_p, stream.head() as head_q:
-        for n, window_T in enumerate(windows_NT):
-            p_TV, q_TV = head_p(reference_NTd[n:n + 1])[0], head_q(candidate_NTd[n:n + 1])[0]
-            if goal == "next":
-                p_TV, q_TV, window_T = p_TV[:-1], q_TV[:-1], window_T[1:]
-            comparison.add(p_TV, q_TV, window_T)
+        for n, answer_T in enumerate(answering(windows_NT)):
+            targets_T = written(windows_NT[n])[1:] if goal == "next" else windows_NT[n]
+            p_TV, q_TV = head_p(reference_NTd[n:n + 1, answer_T])[0], head_q(candidate_NTd[n:n + 1, answer_T])[0]
+            comparison.add(p_TV[:len(targets_T)], q_TV[:len(targets_T)], targets_T)
     return comparison
 
 

@@ -17,13 +17,14 @@ import torch
 
 from ..checkpoint.architecture import auto_class
 from ..errors import SupremumError
+from ..text.pairs import inputs
 from . import Capabilities, Speed, Tolerance
 
 
 @torch.inference_mode()
 def answers(model: Any, tokens: list[int], ends: list[int]) -> torch.Tensor:
-    """Logits (P, V) behind each tokens[:end], float32; V is at least 2."""
-    output = model(input_ids=torch.tensor([tokens]))
+    """Logits (P, V) behind each tokens[:end], float32; V is at least 2. Of a pair the ends are those of what is written."""
+    output = model(**inputs(torch.tensor([tokens])))
     found = output.get("logits")
     if found is None:
         found = torch.stack([output.start_logits, output.end_logits], -1) if "start_logits" in output else \
@@ -73,6 +74,10 @@ class Transformers:
         compressor = getattr(getattr(self._model, "hf_quantizer", None), "compressor", None)
         if compressor is not None:
             compressor.decompress_model(self._model)
+            if self._model.config.is_encoder_decoder:
+                from compressed_tensors.offload import remove_dispatch
+
+                remove_dispatch(self._model, onload_tensors=True)  # or `generate` fails: `how_to_run`
             torch.nn.Module.float(self._model)  # Transformers' own refuses where a quantiser was
 
     @torch.inference_mode()
@@ -91,6 +96,8 @@ class Transformers:
         return list(zip(top.indices.tolist(), top.values.tolist(), strict=True))
 
     def speed(self, tokens: list[int], new: int) -> Speed:
+        if self._model.config.is_encoder_decoder:
+            return self._speed_of_pairs(tokens, new)
         self._forward(tokens[:8])  # compressed weights are decoded by the first pass
         start = time.perf_counter()
         if not self._model.can_generate():
@@ -102,6 +109,20 @@ class Transformers:
             token = [int(out.logits[0, -1].argmax())]
             out = self._forward(token, use_cache=True, past_key_values=out.past_key_values)
         return Speed(prefill=len(tokens) / (prefilled - start), decode=new / (time.perf_counter() - prefilled))
+
+    @torch.inference_mode()
+    def _speed_of_pairs(self, tokens: list[int], new: int) -> Speed:
+        """Of an encoder-decoder: the encoder reads the tokens, the decoder writes."""
+        ids = torch.tensor([tokens])
+
+        def write(source: torch.Tensor, count: int) -> float:
+            start = time.perf_counter()
+            self._model.generate(source, min_new_tokens=count, max_new_tokens=count, do_sample=False, num_beams=1)
+            return time.perf_counter() - start
+
+        write(ids[:, :8], 1)  # compressed weights are decoded by the first pass
+        first = write(ids, 1)
+        return Speed(prefill=len(tokens) / first, decode=max(new - 1, 1) / max(write(ids, max(new, 2)) - first, 1e-9))
 
     def close(self) -> None:
         self._model = None

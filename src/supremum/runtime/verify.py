@@ -37,6 +37,7 @@ from torch import Tensor
 from ..errors import SupremumError
 from ..limits.topology import usable_cores
 from ..progress import note
+from ..text.pairs import bare, join, written
 from ..text.windows import context_length
 from ..versions import version_of
 from . import Capabilities, Tolerance, capabilities
@@ -97,7 +98,8 @@ def verify(path: str | Path, target: Any, reference: Any = None, *, prompts: lis
            threads: int | None = None, tolerance: Tolerance | None = None, timeout: float = 1800) -> Proof:
     """Load `path` in the target's stock runtime, in a fresh process, and compare its answers with ours.
 
-    `reference`: the opened result (default: opened from `path`). `prompts`: token ids instead of the built-in texts.
+    `reference`: the opened result (default: opened from `path`). `prompts`: token ids instead of the built-in texts; of an
+    encoder-decoder pairs (text/pairs.py), without which each built-in text is its own source.
     Raises SupremumError if the runtime refuses the file, runs out of time, or answers differently. An engine whose package
     may be missing, and is, gives a proof that has not passed.
     """
@@ -112,8 +114,13 @@ def verify(path: str | Path, target: Any, reference: Any = None, *, prompts: lis
     texts = [] if prompts else list(TEXTS)
     ours = [list(reference.tokenizer()(text).input_ids) for text in texts]
     room = (context_length(reference) or 1 << 20) - 8
-    prompts = [prompt[:room] for prompt in prompts or ours]
-    lengths = [sorted({max(1, len(p) * (i + 1) // POSITIONS) for i in range(POSITIONS)}) for p in prompts]
+    if reference.config.is_encoder_decoder:
+        start = reference.config.decoder_start_token_id or 0
+        prompts = prompts or [bare(join([ids[:room]], [[start, *ids[:room]]])[0]) for ids in ours]
+    else:
+        prompts = [prompt[:room] for prompt in prompts or ours]
+    asked = [len(written(torch.tensor(prompt))) for prompt in prompts]
+    lengths = [sorted({max(1, length * (i + 1) // POSITIONS) for i in range(POSITIONS)}) for length in asked]
     request = {
         "runtime": target.runtime, "path": str(path), "threads": threads or usable_cores(),
         "context": _context(prompts), "texts": texts, "prompts": prompts, "lengths": lengths,
@@ -218,5 +225,5 @@ def _context(prompts: list[list[int]]) -> int:
 def _speed(reference: Any, prompts: list[list[int]]) -> tuple[list[int], int]:
     """The tokens to prefill (the prompts, over and over) and how many to add; fewer where the context is short."""
     room = context_length(reference) or 1 << 20
-    text = [token for prompt in prompts for token in prompt] * SPEED[0]
+    text = [token for prompt in prompts for token in prompt if token >= 0] * SPEED[0]
     return text[: min(SPEED[0], room // 2)], min(SPEED[1], room // 4)

@@ -23,8 +23,9 @@ from torch import Tensor, nn
 from .. import codecs
 from ..codecs import Coded
 from ..progress import track
+from ..stats.calls import Call
 from ..stats.fisher import fisher_file
-from ..stats.streaming import BlockStream, Call, linears, set_weight
+from ..stats.streaming import BlockStream, linears, set_weight
 from ..stats.sweep import accumulate, batches, hidden_file, moments, run_block
 from ..workspace import Workspace
 from .cancellation import DAMPING, Metric, damped, side_by_side, solve_together
@@ -129,9 +130,9 @@ def _solve_block(block: nn.Module, call: Call, original_NTd: Tensor, drifted_NTd
                  rounding: Rounding) -> tuple[dict[str, Matrix], Tensor]:
     """All planned layers of one block, each on the inputs that the ones before it leave, and the block's output.
 
-    keys: layer -> the first layer that reads the same input (`sweep.moments`). scores: |g_t| (tokens,) of each layer.
-    The block ends up with the new weights."""
-    places = writers(block, call, original_NTd[:1])
+    keys: layer -> the first layer that reads the same input (`sweep.moments`). scores: |g_t| (positions,) of each
+    layer, zero where nothing answers. The block ends up with the new weights."""
+    places = writers(block, call.at(slice(0, 1)), original_NTd[:1])
     planned = {name: f"{call.block}.{name}.weight" for name in keys if f"{call.block}.{name}.weight" in plan}
     order = list(dict.fromkeys(keys[name] for name in planned))
     originals = dict(Walk(block, call, original_NTd, order, places))

@@ -31,8 +31,10 @@ from ..codecs import Coded
 from ..measure.scores import feature_kl
 from ..measure.streamed import replacing, streamed_quality
 from ..progress import track
-from ..stats.streaming import BlockStream, Call, linears, orientation
+from ..stats.calls import Call
+from ..stats.streaming import BlockStream, linears, orientation
 from ..stats.sweep import batches, hidden_file
+from ..text.pairs import answering
 from ..workspace import Workspace
 
 TOKENS = 1024  # of a step
@@ -185,7 +187,8 @@ def _pass(stream: BlockStream, windows_NT: Tensor, workspace: Workspace, coded: 
         with _heads(stream) as divergence:
             for step, part in enumerate(track(parts[done:], "train gains and scales"), done + 1):
                 started = time.perf_counter()
-                gradient_P = _gradient(stream, calls, numbers, state["theta"], entry_NTd[part], goal_NTd[part], divergence)
+                gradient_P = _gradient(stream, [call.at(part) for call in calls], numbers, state["theta"], entry_NTd[part],
+                                       goal_NTd[part], answering(windows_NT[part]), divergence)
                 state["first"].lerp_(gradient_P, 1 - FIRST)
                 state["second"].lerp_(gradient_P.square(), 1 - SECOND)
                 size_P = (state["second"] / (1 - SECOND**step)).sqrt_().add_(TINY)
@@ -199,15 +202,18 @@ def _pass(stream: BlockStream, windows_NT: Tensor, workspace: Workspace, coded: 
 
 
 def _gradient(stream: BlockStream, calls: list[Call], numbers: _Numbers, theta_P: Tensor, hidden_NTd: Tensor,
-              goal_NTd: Tensor, divergence: Divergence) -> Tensor:
-    """d mean KL / d theta (P,) over some windows. hidden: what enters the first block; goal: the original's last."""
+              goal_NTd: Tensor, answers_NT: Tensor, divergence: Divergence) -> Tensor:
+    """d mean KL / d theta (P,) over some windows. hidden: what enters the first block; goal: the original's last; answers:
+    the positions that answer."""
     states = []
     for call in calls:
         states.append(hidden_NTd)
         with stream.block(call.block) as block, torch.no_grad():
             hidden_NTd = numbers.run(block, call, hidden_NTd, theta_P)
-    upper_NTd = torch.cat([divergence(goal_NTd[n:n + 1], hidden_NTd[n:n + 1]) for n in range(len(hidden_NTd))])
-    upper_NTd /= len(hidden_NTd)
+    upper_NTd = torch.zeros_like(hidden_NTd)
+    for n, answer_T in enumerate(answers_NT):
+        share = int(answer_T.sum()) / int(answers_NT.sum())
+        upper_NTd[n, answer_T] = share * divergence(goal_NTd[n:n + 1, answer_T], hidden_NTd[n:n + 1, answer_T])[0]
     gradient_P = torch.zeros_like(theta_P)
     for call, entry_NTd in zip(reversed(calls), reversed(states), strict=True):
         with stream.block(call.block) as block, torch.enable_grad():

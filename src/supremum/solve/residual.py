@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..stats.streaming import Call, linears
+from ..stats.calls import Call
+from ..stats.streaming import linears
 
 OUTPUT = ""  # the place of the block's own output
 
@@ -60,11 +61,12 @@ class Watch:
 
 @torch.no_grad()
 def writers(block: nn.Module, call: Call, hidden_NTd: Tensor) -> dict[str, str]:
-    """Layer name -> the submodule whose input is R + y (OUTPUT: the block's output). `hidden_NTd`: one window, (1, T, d)."""
+    """Layer name -> the submodule whose input is R + y (OUTPUT: the block's output). `hidden_NTd`: one window, (1, T, d),
+    the call's."""
     found: dict[str, str] = {}
     still = _run(block, call, hidden_NTd, Watch(block))
     for name, output in still.outputs.items():
-        if output.shape != hidden_NTd.shape:
+        if output.shape != still.inputs[OUTPUT].shape:
             continue
         generator = torch.Generator().manual_seed(0)
         size = output.float().square().mean().sqrt()
@@ -97,6 +99,6 @@ def _until_next_linear(watch: Watch, name: str) -> Iterator[tuple[str, Tensor]]:
 
 def _run(block: nn.Module, call: Call, hidden_NTd: Tensor, watch: Watch) -> Watch:
     with watch.on():
-        output = call.run(block, hidden_NTd)
+        output = call.output(block, hidden_NTd)
     watch.inputs[OUTPUT] = output
     return watch

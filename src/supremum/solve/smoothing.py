@@ -30,7 +30,8 @@ from .. import codecs
 from ..checkpoint import Checkpoint
 from ..codecs.activations import rounder
 from ..progress import note, track
-from ..stats.streaming import BlockStream, Call, linears
+from ..stats.calls import Call
+from ..stats.streaming import BlockStream, linears
 from ..stats.sweep import run_block
 from ..workspace import Workspace
 from .cancellation import nearest
@@ -139,14 +140,15 @@ def _fold(stream: BlockStream, windows_NT: Tensor, menu: Mapping[str, Sequence[s
             with _watch(block) as seen:
                 output_NTd = run_block(block, call, hidden_NTd)
             groups = [(x_NTI, names) for x_NTI, names in seen.inputs if any(kinds[name] for name in names)]
-            pairs = find_pairs(block, call, hidden_NTd[:1], seen.order, [names for _, names in groups], head, pairs)
+            pairs = find_pairs(block, call.at(slice(0, 1)), hidden_NTd[:1], seen.order, [names for _, names in groups],
+                               head, pairs)
             for x_NTI, names in groups:
                 pair = next((pair for pair in pairs if pair.readers == tuple(names)), None)
                 tensors = [f"{call.block}.{name}.weight" for name in (pair.producer if pair else names[0], *names)]
                 if pair is None or shared & set(tensors):
                     alone.append(tensors[1])
                     continue
-                found, factor_P = choose(block, pair, x_NTI.flatten(0, -2).float(), kinds)
+                found, factor_P = choose(block, pair, call.at(slice(0, len(x_NTI))).rows(x_NTI).float(), kinds)
                 folded.append(replace(found, producer=f"{call.block}.{pair.producer}",
                                       readers=tuple(f"{call.block}.{name}" for name in names)))
                 if found.exponent is not None:
@@ -207,7 +209,7 @@ def find_pairs(block: nn.Module, call: Call, hidden_NTd: Tensor, order: Sequence
     """The pairs of a block. order: modules as they run. groups: layers that read the same input. known: those of the block
     before, which are tried first, all at once."""
     exact = copy.deepcopy(block).double()
-    trial = Call(call.block, _double(call.args), _double(call.kwargs))
+    trial = replace(call, args=_double(call.args), kwargs=_double(call.kwargs))
     hidden_NTd = hidden_NTd.double()
 
     def stands(pairs: Sequence[Pair]) -> bool:
@@ -258,7 +260,7 @@ def _trial(block: nn.Module, call: Call, hidden_NTd: Tensor, pairs: Sequence[Pai
                     producer.bias.div_(factor_P)  # type: ignore[operator]
                 for reader in pair.readers:
                     _weight(block, reader).mul_(pair.widen(factor_P, width))
-        return run_block(block, call, hidden_NTd)
+            return call.output(block, hidden_NTd)
     finally:
         with torch.no_grad():
             for own, value in kept:

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..stats.streaming import Call
+from ..stats.calls import Call
 from ..stats.sweep import batches
 from .residual import OUTPUT
 
@@ -111,7 +111,7 @@ class Walk:
         self._places = {name: place for name, place in places.items() if name in layers}
 
     def __iter__(self) -> Iterator[tuple[str, Seen]]:
-        lanes = [_Lane(partial(self._run, self._hidden_NTd[part])) for part in batches(self._hidden_NTd)]
+        lanes = [_Lane(partial(self._run, self._call.at(part), self._hidden_NTd[part])) for part in batches(self._hidden_NTd)]
         try:
             with self._hooks():
                 while (key := self._advance(lanes)) is not None:
@@ -128,10 +128,10 @@ class Walk:
         assert len(keys) == 1, keys  # every batch takes the same way
         return keys.pop()
 
-    def _run(self, hidden_NTd: Tensor) -> Tensor:
-        output = self._call.run(self._block, hidden_NTd)
+    def _run(self, call: Call, hidden_NTd: Tensor) -> Tensor:
+        output = call.output(self._block, hidden_NTd)
         self._meet(OUTPUT, output)
-        return output
+        return call.join(hidden_NTd, output)
 
     def _meet(self, place: str, stream_NTd: Tensor) -> None:
         """The stream is read: hand out what it held and add, in place, what the waiting writer gives."""

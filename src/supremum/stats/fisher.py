@@ -32,6 +32,7 @@ import torch
 from torch import Tensor, nn
 
 from ..progress import track
+from ..text.pairs import answering
 from ..workspace import Workspace
 from .streaming import BlockStream, linears
 from .sweep import accumulate, batches, hidden_file
@@ -97,14 +98,15 @@ def fisher(stream: BlockStream, windows_NT: Tensor, workspace: Workspace, change
     """Backward through all blocks over the first `length` tokens of each window; `sweep` must have run.
 
     Files: fisher/K holds for each linear layer of call K "B|layer" ((O, O) or (O,)), "r|layer" its share for `shrunk`,
-    "w|layer" (N, length) its tokens' weights |g_t|, and "v|layer|codec" the inner products <G_s, dW> of about PRICED
+    "w|layer" (N, length) its positions' weights |g_t|, and "v|layer|codec" the inner products <G_s, dW> of about PRICED
     sequences. fisher/tables holds the same of the head and the embedding by their tensor names.
     """
-    calls = stream.calls(windows_NT[:, :length])
+    windows_NT = windows_NT[:, :length]
+    calls, answers = stream.calls(windows_NT), int(answering(windows_NT).sum()) / len(windows_NT)
     depth = len(calls)
     embedding, head = stream.table_names()
     if not workspace.has("fisher/head.safetensors"):
-        _head(stream, windows_NT, workspace, _flat(stream, changes, head) if head else {}, length, seed, depth)
+        _head(stream, windows_NT, workspace, _flat(stream, changes, head) if head else {}, answers, seed, depth)
     reached = next(k for k in range(depth + 1) if workspace.has(gradient_file(k)))
     for k in track(range(reached - 1, -1, -1), "gather Fisher"):
         call = calls[k]
@@ -115,11 +117,11 @@ def fisher(stream: BlockStream, windows_NT: Tensor, workspace: Workspace, change
         with stream.block(call.block) as block:
             layers = linears(block)
             for part in batches(hidden_NTd):
-                watch = _Watch()
+                watch, some = _Watch(), call.at(part)
                 with watch.on(layers):
                     entry = hidden_NTd[part].detach().requires_grad_(True)
                     with torch.enable_grad():
-                        output = call.run(block, entry)
+                        output = some.run(block, entry)
                         lower.append(torch.autograd.grad(output, entry, upper_NTd[part])[0])
                 for name in layers:
                     g_NTO, x_NTI = watch.gradients[name], watch.inputs[name]
@@ -128,18 +130,19 @@ def fisher(stream: BlockStream, windows_NT: Tensor, workspace: Workspace, change
                     priced = _some(part, len(windows_NT), PRICED)
                     _add_products(found, name, g_NTO[priced], x_NTI[priced],
                                   _flat(stream, changes, f"{call.block}.{name}.weight"))
-        _mean(found, len(windows_NT), length)
+        _mean(found, len(windows_NT), answers)
         workspace.save(fisher_file(k), found)
         workspace.save(gradient_file(k), {"g": torch.cat(lower)})
         workspace.remove(gradient_file(k + 1))
     if not workspace.has("fisher/tables.safetensors"):
-        _tables(stream, windows_NT[:, :length], workspace, changes(embedding))
+        _tables(stream, windows_NT, workspace, changes(embedding))
 
 
-def _head(stream: BlockStream, windows_NT: Tensor, workspace: Workspace, changes: Mapping[str, Tensor], length: int,
+def _head(stream: BlockStream, windows_NT: Tensor, workspace: Workspace, changes: Mapping[str, Tensor], answers: float,
           seed: int, depth: int) -> None:
     """Gradient at the last hidden state; of the head itself, diag B and the inner products, window by window."""
-    hidden_NTd = workspace.load(hidden_file(depth))["h"][:, :length]
+    hidden_NTd = workspace.load(hidden_file(depth))["h"][:, :windows_NT.shape[1]]
+    answers_NT = answering(windows_NT)
     found: dict[str, Tensor] = {}
     gradients = []
     layer = stream.model.get_output_embeddings()
@@ -150,14 +153,14 @@ def _head(stream: BlockStream, windows_NT: Tensor, workspace: Workspace, changes
             watch = _Watch()
             with watch.on({"head": layer} if layer is not None else {}), torch.enable_grad():
                 entry = hidden_NTd[part].detach().requires_grad_(True)
-                output = head(entry)
+                output = head(entry[:, answers_NT[n]])
                 upper = score(output, generator) if layer is not None else gaussian_score(output, generator)
                 gradients.append(torch.autograd.grad(output, entry, upper)[0])
             if layer is not None:
                 g_NTO, priced = watch.gradients["head"], _some(part, len(hidden_NTd), PRICED)
                 _add_fisher(found, "B|head", g_NTO, _some(part, len(hidden_NTd), SHARED))
                 _add_products(found, "head", g_NTO[priced], watch.inputs["head"][priced], changes)
-    _mean(found, len(windows_NT), length)
+    _mean(found, len(windows_NT), answers)
     workspace.save(gradient_file(depth), {"g": torch.cat(gradients)})
     workspace.save("fisher/head.safetensors", found or {"none": torch.zeros(1)})
 
@@ -174,7 +177,7 @@ def _tables(stream: BlockStream, tokens_NT: Tensor, workspace: Workspace, change
                                   for part in batches(tokens_NT)])
     for codec, change_Ve in changes.items():
         key = f"v|{embedding}|{codec}"
-        looked_up = (gradient_NTe * change_Ve[tokens_NT].float()).sum((1, 2))
+        looked_up = (gradient_NTe * change_Ve[tokens_NT.clamp(min=0)].float()).sum((1, 2))
         found[key] = found[key] + looked_up if key in found else looked_up
     workspace.save("fisher/tables.safetensors", found)
 
@@ -210,8 +213,8 @@ def _add_fisher(found: dict[str, Tensor], key: str, g_NTO: Tensor, shared: slice
         _append(found, f"norm|{key}", form.square().sum(dtype=torch.float64).view(1))
 
 
-def _mean(found: dict[str, Tensor], sequences: int, length: int) -> None:
-    """Sums over tokens become means, norms become shares; inner products stay as they are."""
+def _mean(found: dict[str, Tensor], sequences: int, length: float) -> None:
+    """Sums over tokens become means, norms become shares; inner products stay as they are. length: answers of a sequence."""
     for key in [key for key in found if key.startswith("B|")]:
         found[key] /= sequences * length
         if (norm := found.pop(f"norm|{key}", None)) is None:

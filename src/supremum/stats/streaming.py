@@ -3,7 +3,8 @@
 The model is Transformers' own module tree with its parameters on the meta device. Its repeated blocks (the largest
 ModuleList) are replaced by stand-ins that record the arguments they are called with: Transformers computes embeddings,
 positions and masks as always, and every block can then be run alone with exactly those arguments. This needs no table of
-architectures and follows models whose layers differ (Gemma's sliding windows) or repeat (ALBERT's shared layer).
+architectures and follows models whose layers differ (Gemma's sliding windows) or repeat (ALBERT's shared layer). Of an
+encoder-decoder the blocks are the encoder's and then the decoder's; calls.py says what a call does with the hidden state.
 
 Letters: N windows, T tokens of a window, d hidden size, V vocabulary.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,6 +24,8 @@ from ..checkpoint import Checkpoint
 from ..checkpoint.architecture import objective
 from ..codecs.activations import round_inputs
 from ..errors import CheckpointError
+from ..text.pairs import inputs
+from .calls import READ, Call, SideCall
 
 LINEAR = (nn.Linear, Conv1D)
 
@@ -54,19 +57,6 @@ class _Zeros(nn.Module):
         return torch.zeros(*tokens_NT.shape, self.width, dtype=self.dtype)
 
 
-@dataclass(frozen=True)
-class Call:
-    """One use of a block, in the model's own order: `block` is its name, the rest what it is called with."""
-
-    block: str
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-
-    def run(self, block: Callable[..., Tensor], hidden_NTd: Tensor) -> Tensor:
-        """The hidden states that leave `block`, the module of that name or what stands for it."""
-        return block(hidden_NTd, *self.args, **self.kwargs)
-
-
 class BlockStream:
     """A checkpoint's model as embedding, a list of block calls, and the rest."""
 
@@ -74,61 +64,79 @@ class BlockStream:
         self.checkpoint, self.dtype = checkpoint, dtype
         self.model = checkpoint.skeleton().eval()
         self.model.config.use_cache = False
-        self.list_name, blocks = _repeated_blocks(self.model)
+        self.pairs = bool(self.model.config.is_encoder_decoder)
+        lists = [_repeated_blocks(self.model, part) for part in
+                 ([self.model.get_encoder(), self.model.get_decoder()] if self.pairs else [self.model])]
+        self.list_name = lists[0][0]
         self.blocks: dict[str, nn.Module] = {}
-        for i, block in enumerate(list(blocks)):
-            name = f"{self.list_name}.{i}"
-            self.blocks[name] = block
-            blocks[i] = _StandIn(name, self)
-        self.depth: int = self.model.config.get_text_config().num_hidden_layers
+        for list_name, blocks in lists:
+            for i, block in enumerate(list(blocks)):
+                name = f"{list_name}.{i}"
+                self.blocks[name] = block
+                blocks[i] = _StandIn(name, self)
+        self._firsts = [f"{list_name}.0" for list_name, _ in lists]  # of the encoder and of the decoder
+        self.depth: int = len(self.blocks) if self.pairs else self.model.config.get_text_config().num_hidden_layers
         self.replaced: Callable[[str], Tensor | None] = lambda name: None  # name -> weight (O, I), or vector, to use instead
         self.codec: Callable[[str], str | None] = lambda name: None  # its codec, which may round the layer's inputs too
         self._calls: list[Call] = []
-        self._final_NTd: Tensor | None = None
-        self._first_NTd: Tensor | None = None
+        self._entries: list[Tensor] = []  # what enters the first block, of the encoder and of the decoder
+        self._given: dict[str, Tensor] = {}  # block name -> what it gives, where only what follows it matters
+        if self.pairs:
+            self._check_sides()
+            self._read_NTd: Tensor | None = None  # what the encoder gave
+            self.model.get_encoder().register_forward_hook(
+                lambda module, args, output: setattr(self, "_read_NTd", output.last_hidden_state))
 
     # -- what comes before and after the blocks ---------------------------------------------------------------------
 
-    def calls(self, tokens_NT: Tensor) -> list[Call]:
-        """How the blocks are called for windows of this length (one window's masks; they broadcast)."""
-        self.embed(tokens_NT[:1])
+    def calls(self, windows_NT: Tensor) -> list[Call]:
+        """How the blocks are called for these windows (of one text: for windows of their length)."""
+        self.embed(windows_NT if self.pairs else windows_NT[:1])
         return list(self._calls)
 
-    def embed(self, tokens_NT: Tensor) -> Tensor:
+    def embed(self, windows_NT: Tensor) -> Tensor:
         """Hidden states (N, T, d) that enter the first block."""
-        self._calls, self._final_NTd = [], None
-        with self._rest_loaded(self.model), contextlib.suppress(_Finished), torch.no_grad():
-            self.model(input_ids=tokens_NT)
-        assert self._first_NTd is not None
-        return self._first_NTd.to(self.dtype)
+        with self._rest_loaded(self.model), torch.no_grad():
+            return self._enter(windows_NT).to(self.dtype)
 
-    def embedding_gradient(self, tokens_NT: Tensor, upper_NTd: Tensor) -> Tensor:
+    def _enter(self, windows_NT: Tensor) -> Tensor:
+        """Run all that comes before the blocks, which leaves their calls."""
+        self._calls, self._entries, self._windows_NT = [], [], windows_NT
+        with contextlib.suppress(_Finished):
+            self.model(**inputs(windows_NT), use_cache=False) if self.pairs else self.model(input_ids=windows_NT)
+        return torch.cat(self._entries, 1) if self.pairs else self._entries[0]
+
+    def embedding_gradient(self, windows_NT: Tensor, upper_NTd: Tensor) -> Tensor:
         """From the gradient at the first block's input to that at the table's rows: (N, T, e), a row a position.
 
         What lies between (a scale, added positions, a norm, a projection) is differentiated, not assumed.
         """
-        table: Any = self.model.get_input_embeddings()
+        name, _ = self.table_names()
+        tables = [module for place, module in self.model.named_modules() if isinstance(module, nn.Embedding)
+                  and self._canonical(f"{place}.weight") == name]
         rows: list[nn.Parameter] = []
+        whole: dict[nn.Module, Tensor] = {}  # a table that both sides use is looked up twice
 
-        def look_up(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
-            rows.append(nn.Parameter(table.weight[tokens_NT.flatten()]))
-            table.weight = rows[0]
-            return (torch.arange(tokens_NT.numel()).view(tokens_NT.shape),)
+        def look_up(table: Any, args: tuple[Tensor, ...]) -> tuple[Tensor]:
+            rows.append(nn.Parameter(whole.setdefault(table, table.weight)[args[0].flatten()]))
+            table.weight = rows[-1]
+            return (torch.arange(args[0].numel()).view(args[0].shape),)
 
-        stored, padding, table.padding_idx = table.weight, table.padding_idx, None  # no row is exempt from change
-        self._calls, self._final_NTd = [], None
+        stored = [(table.weight, table.padding_idx) for table in tables]
         with self._rest_loaded(self.model), torch.enable_grad():
-            hook = table.register_forward_pre_hook(look_up)  # runs after the hook that loads the table
+            hooks = [table.register_forward_pre_hook(look_up) for table in tables]  # run after those that load the tables
+            for table in tables:
+                table.padding_idx = None  # no row is exempt from change
             try:
-                with contextlib.suppress(_Finished):
-                    self.model(input_ids=tokens_NT)
+                entry_NTd = self._enter(windows_NT)
             finally:
-                hook.remove()
-                table.weight, table.padding_idx = stored, padding
-            assert self._first_NTd is not None
-            gradient_Pe, = torch.autograd.grad(self._first_NTd, rows, upper_NTd.to(self._first_NTd.dtype))
-        self._first_NTd = None
-        return gradient_Pe.view(*tokens_NT.shape, -1)
+                for hook in hooks:
+                    hook.remove()
+                for table, (weight, padding) in zip(tables, stored, strict=True):
+                    table.weight, table.padding_idx = weight, padding
+            found = torch.autograd.grad(entry_NTd, rows, upper_NTd.to(entry_NTd.dtype))
+        self._entries = []
+        return torch.cat([gradient_Pe.view(len(windows_NT), -1, gradient_Pe.shape[1]) for gradient_Pe in found], 1)
 
     @contextlib.contextmanager
     def head(self) -> Iterator[Any]:
@@ -139,11 +147,13 @@ class BlockStream:
         if not self.checkpoint.tied:
             self.model.set_input_embeddings(_Zeros(embedding.weight.shape[1], self.dtype))
 
+        last = list(self.blocks)[-1]
+
         def run(hidden_NTd: Tensor) -> Tensor:
-            self._calls, self._final_NTd = [], hidden_NTd
             tokens_NT = torch.zeros(hidden_NTd.shape[:2], dtype=torch.long)
-            output = whole(input_ids=tokens_NT)
-            self._final_NTd = None
+            with self._giving(last, hidden_NTd):
+                output = whole(encoder_outputs=(hidden_NTd,), decoder_input_ids=tokens_NT) if self.pairs else \
+                    whole(input_ids=tokens_NT)
             return output.logits if "logits" in output else output.last_hidden_state
 
         try:
@@ -176,22 +186,75 @@ class BlockStream:
         """Tensor names of the embedding table and of the output head (the same if tied; None if there is no head)."""
         names = {module: name for name, module in self.model.named_modules()}
         layer = self.model.get_output_embeddings()
-        head = None if layer is None else f"{names[layer]}.weight"
-        return f"{names[self.model.get_input_embeddings()]}.weight", self.checkpoint.tied.get(head, head) if head else None
+        return self._canonical(f"{names[self.model.get_input_embeddings()]}.weight"), \
+            None if layer is None else self._canonical(f"{names[layer]}.weight")
 
     def tables(self) -> list[str]:
         """Tensor names of the embedding and the head, once each."""
         return list(dict.fromkeys(name for name in self.table_names() if name is not None))
 
+    def _canonical(self, name: str) -> str:
+        return self.checkpoint.tied.get(name, name)
+
+    @contextlib.contextmanager
+    def _giving(self, name: str, hidden_NTd: Tensor) -> Iterator[None]:
+        """Within the context the block gives this, and no call is recorded."""
+        self._given = {name: hidden_NTd}
+        try:
+            yield
+        finally:
+            self._given = {}
+
     def _called(self, name: str, hidden_NTd: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        if not self._calls:
-            self._first_NTd = hidden_NTd
-        self._calls.append(Call(name, args, kwargs))
-        if len(self._calls) < self.depth:
-            return hidden_NTd
-        if self._final_NTd is None:
+        if self._given:
+            return self._given.get(name, hidden_NTd)
+        if name in self._firsts and len(self._entries) < len(self._firsts):
+            self._entries.append(hidden_NTd)
+        self._calls.append(self._side(name, args, kwargs) if self.pairs else Call(name, args, kwargs))
+        if len(self._calls) == self.depth:
             raise _Finished
-        return self._final_NTd
+        return hidden_NTd
+
+    # -- the two sides of an encoder-decoder ------------------------------------------------------------------------
+
+    def _side(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> SideCall:
+        """A block's call; where the decoder begins, the encoder's last call gets what follows its block."""
+        encoder = len(self._entries) == 1
+        if not encoder and name == self._firsts[1]:
+            last = self._calls[-1]
+            assert isinstance(last, SideCall)
+            self._calls[-1] = replace(last, close=self._close)
+
+        def told(value: Any) -> Any:
+            return READ if value is self._read_NTd and not encoder else value
+
+        return SideCall(name, tuple(map(told, args)), {key: told(value) for key, value in kwargs.items()}, self._windows_NT,
+                        encoder)
+
+    def _close(self, hidden_NTd: Tensor) -> Tensor:
+        """What the encoder makes of its last block's output."""
+        last = [name for name in self.blocks if name.startswith(f"{self.list_name}.")][-1]
+        with self._rest_loaded(self.model), self._giving(last, hidden_NTd):
+            found: Tensor = self.model.get_encoder()(inputs_embeds=torch.zeros_like(hidden_NTd)).last_hidden_state
+        return found
+
+    def _check_sides(self) -> None:
+        """Raises CheckpointError for an encoder-decoder that is not read as one text and written as another."""
+        names = {module: name for name, module in self.model.named_modules()}
+        parts = (self.model, self.model.get_encoder(), self.model.get_decoder())
+        tables = {self._canonical(f"{names[part.get_input_embeddings()]}.weight") for part in parts}
+        cause = ""
+        if self.model.main_input_name != "input_ids" or self.model.get_output_embeddings() is None:
+            cause = "does not read text and write text"
+        elif len(tables) > 1:
+            cause = "its encoder and its decoder look tokens up in tables of their own"
+        elif any(name.endswith("relative_attention_bias") for block in self.blocks.values() for name, _ in
+                 block.named_modules()):
+            cause = "its blocks share the position bias of the first (as T5's do)"
+        if cause:
+            raise CheckpointError(f"{self.checkpoint.source}: {cause}; it cannot be run block by block.",
+                                  "Supremum compresses encoder-decoders as Marian and BART are built; `supremum evaluate` "
+                                  "scores others, too.")
 
     @contextlib.contextmanager
     def _rest_loaded(self, root: nn.Module) -> Iterator[None]:
@@ -200,15 +263,13 @@ class BlockStream:
         names = {module: name for name, module in root.named_modules()}
 
         def load(module: nn.Module, args: Any) -> None:
-            if module in loaded:
-                return
-            loaded.append(module)
             for key, parameter in module._parameters.items():
                 if parameter is not None and parameter.is_meta:
                     name = f"{names[module]}.{key}".lstrip(".")
-                    weight = self.replaced(self.checkpoint.tied.get(name, name))
+                    weight = self.replaced(self._canonical(name))
                     weight = self.checkpoint.read(name) if weight is None else weight
                     module._parameters[key] = nn.Parameter(weight.to(self.dtype), requires_grad=False)
+                    loaded.append(module)
 
         hooks = [m.register_forward_pre_hook(load) for m in names
                  if next(m.parameters(recurse=False), None) is not None]
@@ -228,10 +289,11 @@ def _release(module: nn.Module) -> None:
             module._parameters[key] = nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)
 
 
-def _repeated_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    """The ModuleList that holds most of the parameters: the model's blocks."""
+def _repeated_blocks(model: nn.Module, part: nn.Module) -> tuple[str, nn.ModuleList]:
+    """The ModuleList of a part of the model that holds most of the parameters: its blocks."""
+    inside = set(part.modules())
     lists = [(sum(p.numel() for p in m.parameters()), -len(name), name, m)
-             for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m)]
+             for name, m in model.named_modules() if m in inside and isinstance(m, nn.ModuleList) and len(m)]
     if not lists:
         raise CheckpointError(f"{type(model).__name__} has no repeated blocks.",
                               "Supremum works on transformer decoders and encoders.")

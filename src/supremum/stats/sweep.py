@@ -9,6 +9,7 @@ a killed sweep continues at the block it was in, and later passes start from any
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,8 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from ..progress import track
+from ..text.pairs import answering
 from ..workspace import Workspace
-from .streaming import BlockStream, Call, linears
+from .calls import Call
+from .streaming import BlockStream, linears
 
 BATCH_TOKENS = 4096
 HEAD_MOMENTS = "moments/head.safetensors"
@@ -42,7 +45,9 @@ class Inputs:
         self._last: tuple[Tensor, str] | None = None
 
     @contextlib.contextmanager
-    def on(self, block: nn.Module) -> Iterator[Inputs]:
+    def on(self, block: nn.Module, call: Call | None = None) -> Iterator[Inputs]:
+        """call: of which only the inputs that count are handed out."""
+        self._rows = call.rows if call else lambda x_NTI: x_NTI.flatten(0, -2)
         handles = [layer.register_forward_pre_hook(self._hook(name)) for name, layer in linears(block).items()]
         try:
             yield self
@@ -58,7 +63,7 @@ class Inputs:
                 return
             self.shared[name] = name
             self._last = (args[0], name)
-            self._visit(name, args[0].detach().flatten(0, -2))
+            self._visit(name, self._rows(args[0].detach()))
         return hook
 
 
@@ -82,7 +87,7 @@ def accumulate(sums: dict[str, Tensor], key: str, x_TI: Tensor) -> None:
 def run_block(block: nn.Module, call: Call, hidden_NTd: Tensor) -> Tensor:
     """The block's output on all windows, batch by batch, without gradients."""
     with torch.no_grad():
-        return torch.cat([call.run(block, hidden_NTd[part]) for part in batches(hidden_NTd)])
+        return torch.cat([call.at(part).run(block, hidden_NTd[part]) for part in batches(hidden_NTd)])
 
 
 def hidden_file(call: int) -> str:
@@ -96,8 +101,9 @@ def moments_file(call: int) -> str:
 def sweep(stream: BlockStream, windows_NT: Tensor, workspace: Workspace) -> None:
     """Run the windows (N, T) through the model; leave hidden states and moments of every block call in the workspace.
 
-    Files: hidden/K (N, T, d) enters call K; moments/K holds "S|layer" (I, I) for each distinct input and, as bytes,
-    "key|layer" naming the S that a layer shares; HEAD_MOMENTS the output head's "S" (d, d), where there is a head.
+    Files: hidden/K (N, T, d) enters call K; moments/K holds "S|layer" (I, I) for each distinct input, "tokens|layer" how many
+    tokens it was taken from and, as bytes, "key|layer" naming the S that a layer shares; HEAD_MOMENTS the output head's "S"
+    (d, d), where there is a head.
     """
     calls = stream.calls(windows_NT)
     workspace.tensors(hidden_file(0), lambda: {"h": torch.cat(
@@ -107,20 +113,31 @@ def sweep(stream: BlockStream, windows_NT: Tensor, workspace: Workspace) -> None
             continue
         hidden_NTd = workspace.load(hidden_file(k))["h"]
         sums: dict[str, Tensor] = {}
-        inputs = Inputs(lambda key, x_TI, sums=sums: accumulate(sums, key, x_TI))
-        with stream.block(call.block) as block, inputs.on(block):
-            output_NTd = run_block(block, call, hidden_NTd)
-        moments = {f"S|{key}": total / windows_NT.numel() for key, total in sums.items()}
+        seen: Counter[str] = Counter()
+
+        def look(key: str, x_TI: Tensor, sums: dict[str, Tensor] = sums, seen: Counter[str] = seen) -> None:
+            accumulate(sums, key, x_TI)
+            seen[key] += len(x_TI)
+
+        inputs, output = Inputs(look), []
+        with stream.block(call.block) as block:
+            for part in batches(hidden_NTd):
+                with inputs.on(block, some := call.at(part)):
+                    output.append(run_block(block, some, hidden_NTd[part]))
+        moments = {f"S|{key}": total / seen[key] for key, total in sums.items()}
+        moments |= {f"tokens|{key}": torch.tensor(count) for key, count in seen.items()}
         keys = {f"key|{name}": torch.tensor(list(key.encode()), dtype=torch.uint8) for name, key in inputs.shared.items()}
         workspace.save(moments_file(k), moments | keys)
-        workspace.save(hidden_file(k + 1), {"h": output_NTd})
+        workspace.save(hidden_file(k + 1), {"h": torch.cat(output)})
     if stream.model.get_output_embeddings() is not None and not workspace.has(HEAD_MOMENTS):
-        workspace.save(HEAD_MOMENTS, {"S": _head_moment(stream, workspace.load(hidden_file(len(calls)))["h"])})
+        workspace.save(HEAD_MOMENTS, {"S": _head_moment(
+            stream, workspace.load(hidden_file(len(calls)))["h"], windows_NT)})
 
 
-def _head_moment(stream: BlockStream, hidden_NTd: Tensor) -> Tensor:
+def _head_moment(stream: BlockStream, hidden_NTd: Tensor, windows_NT: Tensor) -> Tensor:
     """S = E[x x^T] (d, d) of the output head's inputs; of its products with them only one position's are computed."""
     sums: dict[str, Tensor] = {}
+    answers_NT = answering(windows_NT)
 
     def look(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         accumulate(sums, "S", args[0].flatten(0, -2))
@@ -129,11 +146,11 @@ def _head_moment(stream: BlockStream, hidden_NTd: Tensor) -> Tensor:
     handle = stream.model.get_output_embeddings().register_forward_pre_hook(look)
     try:
         with stream.head() as head, torch.no_grad():
-            for part in batches(hidden_NTd):
-                head(hidden_NTd[part])
+            for n, hidden_Td in enumerate(hidden_NTd):
+                head(hidden_Td[answers_NT[n]][None])
     finally:
         handle.remove()
-    return sums["S"] / hidden_NTd[..., 0].numel()
+    return sums["S"] / int(answers_NT.sum())
 
 
 def moments(workspace: Workspace, calls: list[Call], block: str) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -144,3 +161,10 @@ def moments(workspace: Workspace, calls: list[Call], block: str) -> tuple[dict[s
     mean = {name.removeprefix("S|"): torch.stack([f[name] for f in found]).mean(0) if len(found) > 1 else value
             for name, value in found[0].items() if name.startswith("S|")}
     return mean, keys
+
+
+def tokens(workspace: Workspace, calls: list[Call], block: str) -> dict[str, int]:
+    """How many tokens each S of a block was taken from, by key."""
+    file = next(moments_file(k) for k, call in enumerate(calls) if call.block == block)
+    found = workspace.load(file, [key for key in workspace.keys(file) if key.startswith("tokens|")])
+    return {key.removeprefix("tokens|"): int(value) for key, value in found.items()}

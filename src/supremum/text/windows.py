@@ -127,12 +127,11 @@ def context_length(checkpoint: Any) -> int | None:
 
 
 def check_one_text(checkpoint: Any) -> None:
-    """Refuse encoder-decoders: they answer a second text, which windows of one text do not have."""
+    """Refuse encoder-decoders where windows of one text are what is measured."""
     if getattr(checkpoint.config, "is_encoder_decoder", False):
         name = (checkpoint.config.architectures or ["this model"])[0]
         raise SupremumError(f"{checkpoint.source}: a {name} reads one text and writes another; windows of one text say "
-                            "nothing of it.", "Score it by its task: supremum evaluate DIR where `supremum tune` wrote DIR, "
-                            "without --text. `optimize` and `limit` do not take it.")
+                            "nothing of it.", "`evaluate --text a.en,a.de`, `optimize` and `limit` take pairs of texts.")
 
 
 def check_context(checkpoint: Any, length: int) -> None:

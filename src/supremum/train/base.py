@@ -26,7 +26,7 @@ from .tasks import Task
 def load(source: str, task: Task, seed: int) -> tuple[Any, Any, str]:
     """(model for the task, tokenizer, fingerprint of the checkpoint)."""
     checkpoint = open_checkpoint(source)
-    tokenizer, config = _fitted(checkpoint, task, source), checkpoint.config
+    tokenizer, config = fitted(checkpoint, task, source), checkpoint.config
     auto = "AutoModelForSeq2SeqLM" if getattr(task, "encoder", False) else task.auto
     for key, value in task.config().items():
         setattr(config, key, value)
@@ -56,7 +56,7 @@ def load(source: str, task: Task, seed: int) -> tuple[Any, Any, str]:
 def reopen(checkpoint: Checkpoint, task: Task) -> tuple[Any, Any]:
     """(model, tokenizer) of a checkpoint that has the task's head, as it is stored: inputs are rounded where its format says
     so. Raises SupremumError where it has no such head."""
-    tokenizer = _fitted(checkpoint, task, checkpoint.source)
+    tokenizer = fitted(checkpoint, task, checkpoint.source)
     model: Any = checkpoint.model(torch.float32)
     if task.auto == "AutoModel":  # vectors are the trunk's
         model = model.base_model
@@ -74,7 +74,7 @@ def _check_head(model: Any, task: Task, source: str) -> None:
         raise SupremumError(f"{source}: its head has other labels than the task ({', '.join(task.labels[:8])}).", remedy)
 
 
-def _fitted(checkpoint: Checkpoint, task: Task, source: str) -> Any:
+def fitted(checkpoint: Checkpoint, task: Task, source: str) -> Any:
     """The tokenizer, with a token for padding; the task learns what it must know of the model."""
     tokenizer, config = checkpoint.tokenizer(), checkpoint.config
     if tokenizer.pad_token_id is None:

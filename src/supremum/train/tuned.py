@@ -26,8 +26,19 @@ class Known:
     task: Task
     recipe: Tune
     rows: dict[str, list[Row]]
+    train: list[Row]
     leaked: int
     as_tuned: bool
+
+
+@dataclass(frozen=True)
+class Told:
+    """What tune.json says. `tests`: digests of the rows that the folder was scored on."""
+
+    recipe: Tune
+    data: Path | None
+    labels: list[str]
+    tests: set[str]
 
 
 def is_tuned(source: str | Path | None) -> bool:
@@ -44,11 +55,10 @@ def is_language_model(source: str | Path) -> bool:
         return False
 
 
-def known(path: Path, data: Path | None, *, asked: str, option: str) -> Known:
-    """The task of the folder `path`. data: the folder of the rows, where it is not the one that it was tuned on. asked: the
-    option that wants a task, option: the one that names the rows' folder, both for messages.
+def told(path: Path, asked: str) -> Told:
+    """What the tune.json of a folder says. asked: the option that wants a task, for messages.
 
-    Raises SupremumError where tune.json is missing or damaged, the rows are gone, or they have other labels.
+    Raises SupremumError where it is missing or damaged.
     """
     place = path / FILE
     try:
@@ -56,24 +66,39 @@ def known(path: Path, data: Path | None, *, asked: str, option: str) -> Known:
         if several := tuned.get("tasks"):
             raise SupremumError(f"{path}: holds the models of several tasks.",
                                 f"Name one of them: {', '.join(str(path / name) for name in several)}.")
-        stored, told, labels = dict(tuned["inputs"]["recipe"]), tuned.get("data"), list(tuned["labels"])
+        stored, folder, labels = dict(tuned["inputs"]["recipe"]), tuned.get("data"), list(tuned["labels"])
         digests = tuned["inputs"]["rows"]
         parts = [digests] if all(isinstance(one, str) for one in digests.values()) else digests.values()  # of several tasks
-        before = {part["test"] for part in parts}
+        tests = {part["test"] for part in parts}
     except OSError as error:
         raise SupremumError(f"{path}: holds no {FILE}, which tells the task that {asked} speaks of.",
                             f"Give a folder that `supremum tune` wrote, or leave out {asked}.") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise SupremumError(f"{place}: is damaged ({type(error).__name__}: {error}).", "Tune the model again.") from error
-    recipe = again(stored, Tune, str(place))
-    task = make(recipe.task.name, settings_of(recipe.task), str(place))
-    folder = data or (Path(told) if told else None)
+    return Told(again(stored, Tune, str(place)), Path(folder) if folder else None, labels, tests)
+
+
+def task_of(recipe: Tune, where: str) -> Task:
+    """The task of a recipe, with its settings."""
+    return make(recipe.task.name, settings_of(recipe.task), where)
+
+
+def known(path: Path, data: Path | None, *, asked: str, option: str) -> Known:
+    """The task of the folder `path`. data: the folder of the rows, where it is not the one that it was tuned on. asked: the
+    option that wants a task, option: the one that names the rows' folder, both for messages.
+
+    Raises SupremumError where tune.json is missing or damaged, the rows are gone, or they have other labels.
+    """
+    place, found = path / FILE, told(path, asked)
+    task, folder = task_of(found.recipe, str(place)), data or found.data
     if folder is None or not folder.is_dir():
         raise SupremumError(f"{place}: the rows of its recipe are not in {folder or 'a folder that it names'}.",
                             f"Name their folder with {option}.")
     with phase("read rows"):
-        train, valid, test = splits(task, recipe, folder)
-    if labels != task.labels:
-        raise SupremumError(f"{folder}: its training rows have the labels {', '.join(task.labels[:8])}, the model has "
-                            f"{', '.join(map(str, labels[:8]))}.", f"Name the folder that it was tuned on with {option}.")
-    return Known(task, recipe, {"valid": valid, "test": test}, rows_in_training(task, train, test), digest(test) in before)
+        train, valid, test = splits(task, found.recipe, folder)
+    if found.labels != task.labels:
+        has, own = (", ".join(map(str, labels[:8])) for labels in (task.labels, found.labels))
+        raise SupremumError(f"{folder}: its training rows have the labels {has}, the model has {own}.",
+                            f"Name the folder that it was tuned on with {option}.")
+    return Known(task, found.recipe, {"valid": valid, "test": test}, train, rows_in_training(task, train, test),
+                 digest(test) in found.tests)
