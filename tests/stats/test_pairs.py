@@ -133,8 +133,9 @@ def whole_model(checkpoint: Checkpoint, changes: dict[str, Tensor]) -> dict[str,
     answers = 0
     for n, (output, targets) in enumerate(alone(model)):
         answers += len(targets)
-        value = score(output.logits, torch.Generator().manual_seed(5 * 1_000_003 + n))
-        gradients = torch.autograd.grad(value, [*(parameters[name] for name in changes), *(outputs[name] for name in inner)])
+        upper = score(output.logits, torch.Generator().manual_seed(5 * 1_000_003 + n))
+        gradients = torch.autograd.grad(output.logits, [*(parameters[name] for name in changes),
+                                                        *(outputs[name] for name in inner)], upper)
         for name, gradient in zip(changes, gradients, strict=False):
             found.setdefault(f"v|{name}", []).append((gradient * changes[name]).sum())
         for name, g_1TO in zip(inner, gradients[len(changes):], strict=True):
