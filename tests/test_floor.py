@@ -123,7 +123,7 @@ def test_a_missed_floor_says_by_how_much_and_loses_nothing(tuned: Path, text: st
     proof = SimpleNamespace(asdict=lambda: lowered.document["proof"])
     monkeypatch.setattr("supremum.pipeline.rehearse", lambda *_: None)
     monkeypatch.setattr("supremum.pipeline.measure_machine", machine)
-    monkeypatch.setattr("supremum.pipeline.verify", lambda *_: proof)
+    monkeypatch.setattr("supremum.pipeline.verify", lambda *_, **__: proof)
     with monkeypatch.context() as patch:
         worse = {"metric": {"value": 0.25, "low": 0.1, "high": 0.4}, "change": {"value": -0.75, "low": -0.9, "high": -0.6}}
         patch.setattr(Judge, "score", lambda self, written, split: worse)
