@@ -80,11 +80,11 @@ class Gathered:
         block = next(block for block in self.stream.blocks if name.startswith(f"{block}."))
         return self.fisher(block, name.removeprefix(f"{block}.").removesuffix(".weight"))
 
-    def damage(self, block: str, layer: str, change_OI: Tensor, moment_II: Tensor) -> float:
-        """tr(B dW S dW^T) / 2 of one layer: nats a token, to second order and by K-FAC."""
+    def damage(self, block: str, layer: str, change_OI: Tensor, image_OI: Tensor) -> float:
+        """tr(B dW S dW^T) / 2 of one layer: nats a token, to second order and by K-FAC. change: dW; image: dW S."""
         fisher = self.fisher(block, layer)
         weighted_OI = fisher @ change_OI if fisher.ndim == 2 else fisher[:, None] * change_OI
-        return max(0.0, 0.5 * float((weighted_OI * (change_OI @ moment_II)).sum()))
+        return max(0.0, 0.5 * float((weighted_OI * image_OI).sum()))
 
     def block_fisher(self, block: str, prefix: str) -> dict[str, Tensor]:
         """Fisher files' entries of one block that start with `prefix`, summed over its calls."""

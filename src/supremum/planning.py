@@ -130,7 +130,8 @@ def damages(gathered: Gathered, coded: LazyCoded, file: str) -> dict[tuple[str, 
             sums, keys = moments(gathered.workspace, gathered.calls, block)
             for layer, key in keys.items():
                 if (decoded_OI := coded.decoded(name := gathered.inner(block, layer))) is not None:
-                    found[name] = gathered.damage(block, layer, decoded_OI - gathered.weight(name), sums[key])
+                    change_OI = decoded_OI - gathered.weight(name)
+                    found[name] = gathered.damage(block, layer, change_OI, change_OI @ sums[key])
         return found
 
     nats = gathered.workspace.json(file, measure)
