@@ -190,7 +190,8 @@ def test_refit_is_the_joint_least_squares_fit(offset: bool, zero_points: bool) -
         zero_OG = torch.randint(-4, 4, (3, 4), generator=draw).float()
         offset_OG = -0.25 * zero_OG
     start = Grid(torch.full((3, 4), 0.25), offset_OG)
-    fitted = refit(target_OI, codes_OI, start, moment_II, codec)  # type: ignore[arg-type]
+    missed_OI = (target_OI - reference.decoded(codes_OI, start, codec).float()) @ moment_II  # type: ignore[arg-type]
+    fitted = refit(codes_OI, start, missed_OI, moment_II, codec)  # type: ignore[arg-type]
     for o in range(3):
         level_IG = torch.zeros(64, 4, dtype=torch.float64)
         for g in range(4):
@@ -211,7 +212,8 @@ def test_refit_leaves_groups_without_codes() -> None:
     codes_OI = torch.full((2, 32), 8, dtype=torch.uint8)  # level 0
     codes_OI[1, 16:] = 11
     start = Grid(torch.tensor([[0.5, 0.25], [0.5, 0.25]]))
-    fitted = refit(torch.ones(2, 32), codes_OI, start, torch.eye(32), codec)  # type: ignore[arg-type]
+    missed_OI = 1 - reference.decoded(codes_OI, start, codec).float()  # type: ignore[arg-type]
+    fitted = refit(codes_OI, start, missed_OI, torch.eye(32), codec)  # type: ignore[arg-type]
     torch.testing.assert_close(fitted.scale_OG, torch.tensor([[0.5, 0.25], [0.5, 1 / 3]]))
 
 

@@ -134,7 +134,8 @@ def _solve_stacked(targets: Mapping[str, Tensor], target_OI: Tensor, metric: Met
     loss_O = _loss(target_OI, codes_OI, grid, codec, metric) if feedback else torch.empty(0)
     for number in range(1 + refits if feedback else 0):
         if number > 0:
-            grid = refit(target_OI, *best, metric.moment_II, codec)
+            missed_OI = (target_OI - decode_grid(codec, *best)) @ metric.moment_II
+            grid = refit(*best, missed_OI, metric.moment_II, codec)
         codes_OI, found_O = _cancel(target_OI, metric, grid, codec)
         better_O = found_O < loss_O
         loss_O = torch.where(better_O, found_O, loss_O)

@@ -53,14 +53,15 @@ def descend(coded: Coded, target_OI: Tensor, metric_II: Tensor, fisher: Tensor, 
             rows = torch.arange(start, len(codes_OI), blocks)  # far apart: neighbours depend on each other most
             fisher_BO = None if fisher_OO is None else fisher_OO[rows]
             fisher_BB = torch.eye(len(rows)) if fisher_BO is None else fisher_BO[:, rows].contiguous()
-            codes_BI, part, old_BI = codes_OI[rows], rows_of(grid, rows), change_OI[rows]
-            change_BI = old_BI
-            if codec.rows == 1:
-                wanted_BI = old_BI if fisher_BO is None else fisher_BO @ change_OI / fisher_BB.diagonal()[:, None]
-                part, change_BI = _refitted(target_OI[rows], codes_BI, part, wanted_BI, old_BI, metric_II, codec)
-                _replace(grid, rows, part)
-                moved_OI[rows] += (change_BI - old_BI) @ metric_II
+            codes_BI, part, change_BI = codes_OI[rows], rows_of(grid, rows), change_OI[rows]
             slope_BI = moved_OI[rows] if fisher_BO is None else fisher_BO @ moved_OI
+            if codec.rows == 1:
+                missed_BI = slope_BI / fisher_BB.diagonal()[:, None]
+                part, step_BI, moved_BI = _refitted(target_OI[rows], codes_BI, part, change_BI, missed_BI, metric_II, codec)
+                _replace(grid, rows, part)
+                change_BI += step_BI
+                moved_OI[rows] += moved_BI
+                slope_BI += fisher_BB @ moved_BI
             moved_BI = torch.zeros_like(slope_BI)
             if sweep is not None:
                 level_BI = codec.levels[codes_BI.long()]
@@ -81,14 +82,15 @@ def _damage(change_OI: Tensor, moved_OI: Tensor, fisher_OO: Tensor | None) -> fl
     return float((moved_OI * (change_OI if fisher_OO is None else fisher_OO @ change_OI)).sum(dtype=torch.float64)) / 2
 
 
-def _refitted(target_BI: Tensor, codes_BI: Tensor, grid: Grid, wanted_BI: Tensor, change_BI: Tensor, metric_II: Tensor,
-              codec: Codec) -> tuple[Grid, Tensor]:
-    """The grid with the rows' scales fitted to w_hat + wanted, and dW; rows that this does not serve keep theirs."""
-    new = refit(target_BI - change_BI + wanted_BI, codes_BI, grid, metric_II, codec)
-    new_BI = target_BI - decode_grid(codec, codes_BI, new)
-    left_BI = wanted_BI + new_BI - change_BI
-    better_B = torch.linalg.vecdot(left_BI @ metric_II, left_BI) < torch.linalg.vecdot(wanted_BI @ metric_II, wanted_BI)
-    return pick_rows(better_B, new, grid), torch.where(better_B[:, None], new_BI, change_BI)
+def _refitted(target_BI: Tensor, codes_BI: Tensor, grid: Grid, change_BI: Tensor, missed_BI: Tensor, metric_II: Tensor,
+              codec: Codec) -> tuple[Grid, Tensor, Tensor]:
+    """The grid with the rows' scales fitted to w_hat + (B dW)_o / B_oo, and what that changes of dW and of dW S; rows that
+    this does not serve keep theirs. missed_BI: (B dW S)_o / B_oo."""
+    new = refit(codes_BI, grid, missed_BI, metric_II, codec)
+    step_BI = target_BI - decode_grid(codec, codes_BI, new) - change_BI
+    moved_BI = step_BI @ metric_II
+    better_B = torch.linalg.vecdot(2 * missed_BI + moved_BI, step_BI) < 0
+    return pick_rows(better_B, new, grid), step_BI * better_B[:, None], moved_BI * better_B[:, None]
 
 
 def _replace(grid: Grid, rows: Tensor, part: Grid) -> None:

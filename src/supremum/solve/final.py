@@ -203,14 +203,14 @@ def _add_product(sums: dict[str, Tensor], key: str, one: Tensor, other: Tensor, 
 
 
 def _targets(weights: Mapping[str, Tensor], drift: Drift) -> dict[str, Tensor]:
-    """W + (W E[(x - xh) xh^T] + E[(R - Rh) xh^T]) (E[xh xh^T] + Lambda)^-1, Lambda = RIDGE diag, in float64.
+    """W + (W E[(x - xh) xh^T] + E[(R - Rh) xh^T]) (E[xh xh^T] + Lambda)^-1, Lambda = RIDGE diag.
 
-    The equation above, with W (E[xh xh^T] + Lambda) taken out on both sides.
+    The equation above, with W (E[xh xh^T] + Lambda) taken out on both sides. Lambda is large enough for float32.
     """
     weight_OI = torch.cat(list(weights.values()))
     wish_OI = weight_OI @ drift.change_II
     if drift.mend_dI is not None:
         wish_OI = wish_OI + drift.mend_dI
-    factor_II = torch.linalg.cholesky(damped(drift.moment_II, RIDGE).double())
-    target_OI = weight_OI + torch.cholesky_solve(wish_OI.T.double(), factor_II).T.float()
+    factor_II = torch.linalg.cholesky(damped(drift.moment_II, RIDGE))
+    target_OI = weight_OI + torch.cholesky_solve(wish_OI.T, factor_II).T
     return dict(zip(weights, target_OI.split([len(weight) for weight in weights.values()]), strict=True))

@@ -220,25 +220,22 @@ def _fit(weight: Tensor, level: Tensor, importance: Tensor, wish: Wish, codec: C
     return torch.where(usable, new_scale, scale), torch.where(usable, new_offset, offset)
 
 
-def refit(target_OI: Tensor, codes_OI: Tensor, grid: Grid, metric_II: Tensor, codec: Codec) -> Grid:
+def refit(codes_OI: Tensor, grid: Grid, missed_OI: Tensor, metric_II: Tensor, codec: Codec) -> Grid:
     """The storable grid nearest to the joint least-squares scales of each row under the full metric; codes fixed.
 
-    Offsets stay, or the zero points do. Row o solves M a = r with M_gh = z_g^T S_gh z_h and r_g = z_g^T S_g,: (w - b), ridge
-    1e-6; with zero points z is counted from them and b is 0.
+    missed_OI: (W - W_hat) S, of the grid as it is. Offsets stay, or the zero points do. Row o's scales move by d, with
+    M d = r, M_gh = z_g^T S_gh z_h and r_g = z_g . (W - W_hat) S, ridge 1e-6; z is counted from zero points.
     """
-    out_features, in_features = target_OI.shape
+    out_features, in_features = codes_OI.shape
     step = codec.step or in_features
     groups = in_features // step
     level_OI = codec.levels[codes_OI.long()]
-    shifted_OI = target_OI
     shift_OG = torch.zeros(())
     if grid.offset_OG is not None and codec.zero_points:
         shift_OG = grid.offset_OG / grid.scale_OG
         level_OI = level_OI + shift_OG.repeat_interleave(step, 1)
-    elif grid.offset_OG is not None:
-        shifted_OI = target_OI - grid.offset_OG.repeat_interleave(step, 1)
     rows = max(1, (1 << 23) // max(in_features, groups * groups))
-    scale_OG = torch.empty(out_features, groups)
+    scale_OG = grid.scale_OG.clone()
     for start in range(0, out_features, rows):
         level_RI = level_OI[start:start + rows]
         system_RGG = torch.empty(len(level_RI), groups, groups)
@@ -246,11 +243,9 @@ def refit(target_OI: Tensor, codes_OI: Tensor, grid: Grid, metric_II: Tensor, co
             image_RJ = level_RI[:, g * step:(g + 1) * step] @ metric_II[g * step:(g + 1) * step, g * step:]
             system_RGG[:, g, g:] = image_RJ.mul_(level_RI[:, g * step:]).unflatten(1, (-1, step)).sum(-1)
             system_RGG[:, g + 1:, g] = system_RGG[:, g, g + 1:]
-        image_RI = shifted_OI[start:start + rows] @ metric_II
-        right_RG = image_RI.mul_(level_RI).unflatten(1, (-1, step)).sum(-1)
+        right_RG = (missed_OI[start:start + rows] * level_RI).unflatten(1, (-1, step)).sum(-1)
         ridge = system_RGG.diagonal(dim1=1, dim2=2).mean(-1, keepdim=True).clamp_min(1e-30) * 1e-6
         system_RGG.diagonal(dim1=1, dim2=2).add_(ridge)
-        old_RG = grid.scale_OG[start:start + rows]
-        solution_RG = torch.linalg.solve(system_RGG, (right_RG + ridge * old_RG)[..., None])[..., 0]
-        scale_OG[start:start + rows] = torch.where(solution_RG.isfinite(), solution_RG, old_RG)
+        move_RG = torch.linalg.solve(system_RGG, right_RG[..., None])[..., 0]
+        scale_OG[start:start + rows] += torch.where(move_RG.isfinite(), move_RG, 0.0)
     return codec.project(scale_OG, scale_OG * shift_OG if codec.zero_points else grid.offset_OG)
