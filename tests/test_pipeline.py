@@ -21,6 +21,7 @@ import torch
 
 from supremum import Budget, SupremumError, convert, measure_limits, open_checkpoint, optimize, output, pipeline
 from supremum.errors import BudgetError, StateError
+from supremum.frontier import optimize_frontier
 from supremum.gather import HELD_OUT_TOKENS, window_length, work_folder
 from supremum.measure.quality import evaluate
 from supremum.output import check_output
@@ -85,14 +86,31 @@ def test_gguf_within_the_budget_and_proved(tiny_model, text, tmp_path):
 
 
 @pytest.mark.slow
-def test_vector_types_that_were_asked_for(tiny_model, text, tmp_path):
+@pytest.mark.parametrize("only", [["IQ1_S", "IQ2_XXS", "IQ3_XXS"], None])
+def test_vector_types_where_few_bits_are_asked_for(tiny_model, text, tmp_path, only):
     """Below Q2_K's bits, chosen among, proved in llama.cpp, and of the KL that was measured."""
-    model, only = tiny_model("llama", hidden_size=256, intermediate_size=512), ["IQ1_S", "IQ2_XXS", "IQ3_XXS"]
+    model = tiny_model("llama", hidden_size=256, intermediate_size=512)
     result = run(model, text, tmp_path / "out", Budget(bits=2.3), only=only)
     assert 0.9 * 2.3 <= result.document["result"]["bits_per_weight"] <= 2.3 and result.document["proof"]["passed"]
-    assert {layer["codec"] for layer in result.document["plan"]} <= {*only, "as it is"}
+    taken = {layer["codec"] for layer in result.document["plan"]}
+    assert any(name.startswith("IQ2") for name in taken) and (only is None or taken <= {*only, "as it is"})
     kl = result.document["result"]["measured"]["kl_mean"]
     assert 0 < kl == pytest.approx(kl_of_file(model, tmp_path / "out", text), rel=2e-3)
+
+
+@pytest.mark.slow
+def test_a_budget_that_is_met_without_them_is_not_offered_the_least_formats(tiny_model, text, tmp_path, monkeypatch):
+    """Not beside a point that needs them, nor after a killed run that did."""
+    model = tiny_model("llama", hidden_size=256, intermediate_size=512)
+    alone = run(model, text, tmp_path / "alone", Budget(bits=4.5))
+    drawn = optimize_frontier(model, [2.3, 4.5], text=[text], tokens=TOKENS, out=tmp_path / "drawn", dtype="float32").folder
+    assert files(drawn / "4.5") == files(alone.folder)
+    assert any(layer["codec"].startswith(("IQ1", "IQ2")) for layer in read_document(drawn / "2.3")["plan"])
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "finish", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run(model, text, tmp_path / "killed", Budget(bits=2.3))
+    assert files(run(model, text, tmp_path / "killed", Budget(bits=4.5)).folder) == files(alone.folder)
 
 
 def test_compressed_tensors_at_bits(tiny_model, text, tmp_path):

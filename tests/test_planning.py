@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from supremum import codecs
 from supremum.allocate import Budget, Option, Unit
 from supremum.errors import BudgetError
-from supremum.planning import Menu, block_rate, fixed_bytes, menu_of, only_plan, plan_of, reason, spend, units_of
+from supremum.planning import Menu, block_rate, fixed_bytes, menu_of, offered, only_plan, plan_of, reason, spend, units_of
 
 SHAPES = {"b.0.q": (64, 64), "b.0.k": (32, 64), "b.0.o": (64, 32), "embed": (100, 64)}
 
@@ -24,6 +24,7 @@ class Fake:
 
     name = "gguf"
     menu: tuple[str, ...] = ("Q2_K", "MXFP4", "Q8_0")
+    least: tuple[str, ...] = ()
     resident = True
 
     def __init__(self, page: int = 1, table: int = 0, held: Mapping[str, list[str]] | None = None,
@@ -154,6 +155,19 @@ def test_menu_keeps_the_target_s_order_and_what_was_asked() -> None:
     assert menu.ties == [["b.0.q", "b.0.k"]]  # a tie with what has no format is none
     kept = menu_of(target, None, SHAPES, ["0.k", "emb"], ["Q8_0", "other"])  # type: ignore[arg-type]
     assert kept.codecs == {"b.0.q": ["Q8_0", "other"], "b.0.k": [], "b.0.o": [], "embed": []} and kept.ties == []
+
+
+def test_the_least_codecs_are_offered_where_a_budget_cannot_be_met_without() -> None:
+    target = Fake(held={name: ["IQ2_XXS", "Q2_K"] for name in SHAPES})
+    target.least = ("IQ2_XXS",)
+    assert set(map(tuple, menu_of(target, None, SHAPES, []).codecs.values())) == {("Q2_K",)}  # type: ignore[arg-type]
+    widest = menu_of(target, None, SHAPES, [], least=True)  # type: ignore[arg-type]
+    assert set(map(tuple, widest.codecs.values())) == {("Q2_K", "IQ2_XXS")}
+    target.least = ("c0",)
+    made = units(target, [[(20, 0.5), (50, 0.1)], [(20, 0.5), (50, 0.1)]])
+    for size, count in ((1099, 3), (1100, 2)):
+        found = offered(Budget(size=size), made, None, target)  # type: ignore[arg-type]
+        assert [len(unit.options) for unit in found] == [count, count]
 
 
 def test_one_group_size_of_the_integers_is_taken() -> None:

@@ -153,7 +153,7 @@ def optimize_floor(model: str | Path, floor: Floor, budget: Budget | None = None
     if not fresh:
         check_replaced(folder, job.inputs)
     with phase("check what is needed"):
-        layout = lay_out(job)
+        layout = lay_out(job, [budget] if budget else ())
         points = [budget] if budget else _points(job, layout)
         check(job, layout, points[:1], folder)
     original = judge.original()
@@ -200,7 +200,7 @@ def _finished(folder: Path, job: Job, judge: Judge, budget: Budget | None) -> An
 
 def _points(job: Job, layout: Layout) -> list[Budget]:
     """Every STEP bits that the target can hold and the original exceeds, fewest first."""
-    least, most = bit_range(job, layout)
+    least, most = bit_range(job, layout, layout.menu)
     first = -int(-max(least, LEAST) // STEP)
     found = [Budget(bits=number * STEP) for number in range(first, int(min(most, MOST) / STEP) + 1)]
     if not found:

@@ -62,6 +62,7 @@ def optimize_frontier(model: str | Path, bits: Sequence[float] | None = None, *,
         for value, why in skipped:
             del budgets[value]
             note(f"{folder_of(value)} bits is left out: {why}")
+        layout = layout.offering(job, list(budgets.values()))
         check(job, layout, list(budgets.values()), folder)
     workspace = Workspace(work_folder(folder), job.inputs, fresh=fresh)
     keep_timings(workspace.path("timings.json"))
@@ -105,7 +106,7 @@ def _points(job: Job, layout: Layout, workspace: Workspace, budgets: dict[float,
 
 def _out_of_reach(job: Job, layout: Layout, asked: Sequence[float]) -> list[tuple[float, str]]:
     """(bits, why) of those that the target cannot hold, or that gain nothing."""
-    least, most = bit_range(job, layout)
+    least, most = bit_range(job, layout, layout.widest)
     return [(bits, f"the least that the {job.kind.name} target can hold of this model is {least:.3f} bits a weight."
              if bits < least else f"the original, or all that the target makes use of, has {most:.3f} bits a weight.")
             for bits in asked if not least <= bits <= most]

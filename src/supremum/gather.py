@@ -28,7 +28,7 @@ from .workspace import Workspace, write_atomic
 
 TOKENS, HELD_OUT_TOKENS = 16384, 4096
 LENGTH = 512  # tokens of a window
-PRICED = "priced.json"  # whether the backward sweep priced candidates
+PRICED = "priced.json"  # the candidates that are solved and priced, by tensor name
 
 
 @dataclass
@@ -164,6 +164,17 @@ def gather(checkpoint: Checkpoint, workspace: Workspace, *, text: list[str], tok
                     {name: turned for name, (_, turned) in oriented.items()}, source)
 
 
+def fit_leftovers(workspace: Workspace, menu: Mapping[str, list[str]]) -> None:
+    """Free what a killed run of another budget left that this one, with candidates of `menu` (empty: none), could not use.
+    It serves where it priced the same candidates; finished, also where none are needed."""
+    left = workspace.json(PRICED, lambda: menu)  # null: was about to go
+    if left != menu and not (left and not menu and workspace.has("fisher/tables.safetensors")):
+        write_atomic(workspace.path(PRICED), b"null")
+        for pattern in ("candidates/*", "fisher/*", "gradient/*"):
+            workspace.remove(pattern)
+        write_atomic(workspace.path(PRICED), json.dumps(menu).encode())
+
+
 def solve_candidates(gathered: Gathered, menu: Mapping[str, list[str]]) -> Candidates:
     """Every layer in every codec of its menu."""
     candidates = Candidates(gathered.workspace, gathered.weight, menu, gathered.shapes)
@@ -184,17 +195,9 @@ def solve_candidates(gathered: Gathered, menu: Mapping[str, list[str]]) -> Candi
 
 
 def gather_fisher(gathered: Gathered, candidates: Candidates | None, seed: int) -> None:
-    """The backward sweep, pricing the candidates. What a killed run of another budget left of it serves where it priced as
-    much and, if more, is finished; else it is begun again."""
-    workspace, priced = gathered.workspace, candidates is not None
-    left = workspace.json(PRICED, lambda: priced)  # null: was about to go
-    if left != priced and not (left and workspace.has("fisher/tables.safetensors")):
-        write_atomic(workspace.path(PRICED), b"null")
-        for pattern in ("fisher/*", "gradient/*"):
-            workspace.remove(pattern)
-        write_atomic(workspace.path(PRICED), json.dumps(priced).encode())
-    fisher(gathered.stream, gathered.windows, workspace, candidates.changes if candidates is not None else lambda name: {},
-           length=gathered.windows.shape[1], seed=seed)
+    """The backward sweep, pricing the candidates."""
+    changes = candidates.changes if candidates is not None else lambda name: {}
+    fisher(gathered.stream, gathered.windows, gathered.workspace, changes, length=gathered.windows.shape[1], seed=seed)
 
 
 def price(product_N: Tensor, length: float) -> float:

@@ -33,6 +33,7 @@ from .gather import (
     TOKENS,
     Gathered,
     compute_dtype,
+    fit_leftovers,
     gather,
     gather_fisher,
     solve_candidates,
@@ -53,7 +54,7 @@ from .output import (
     store_without_loss,
     write,
 )
-from .planning import Menu, Reached, block_rate, damages, menu_of, only_plan, plan_of, prices, units_of
+from .planning import Menu, Reached, block_rate, damages, meets, menu_of, offered, only_plan, plan_of, prices, units_of
 from .preflight import preflight
 from .progress import forget_timings, keep_timings, note, phase
 from .reach import reach, solve_and_train, verify_frontier
@@ -98,7 +99,7 @@ def optimize(model: str | Path, budget: Budget, *, target: str = "gguf", text: l
     if not fresh:
         check_replaced(folder, job.inputs)
     with phase("check what is needed"):
-        layout = lay_out(job)
+        layout = lay_out(job, [budget])
         check(job, layout, [budget], folder)
     workspace = Workspace(work_folder(folder), job.inputs, fresh=fresh)
     keep_timings(workspace.path("timings.json"))
@@ -169,20 +170,36 @@ class Layout:
     stream: BlockStream
     shapes: dict[str, tuple[int, int]]  # (O, I) of every matrix
     menu: Menu
+    widest: Menu  # with the target's least codecs
     turned: dict[str, bool]  # whether the checkpoint stores the transpose
 
+    def offering(self, job: Job, budgets: Sequence[Budget]) -> Layout:
+        """With the widest menu, where one of the budgets cannot be met without."""
+        if self.menu == self.widest:
+            return self
+        units = self.units(job, self.menu)
+        enough = all(meets(budget, units, job.checkpoint, job.kind) for budget in budgets)
+        return self if enough else replace(self, menu=self.widest)
 
-def lay_out(job: Job) -> Layout:
-    """What each tensor may become, and the shapes."""
+    def units(self, job: Job, menu: Menu) -> list[Unit]:
+        """Unpriced."""
+        return units_of(job.checkpoint, job.kind, menu, self.shapes, self.stream.tables())
+
+
+def lay_out(job: Job, budgets: Sequence[Budget] = ()) -> Layout:
+    """What each tensor may become, and the shapes. The target's least codecs are offered where one of `budgets` cannot be met
+    without."""
     stream = BlockStream(job.checkpoint, dtype=compute_dtype(job.options["dtype"]))
     oriented = orientation(stream)
     shapes = {name: shape for name, (shape, _) in oriented.items()}
-    return Layout(stream, shapes, menu_of(job.kind, job.checkpoint, shapes, job.options["keep"], job.options["only"]),
-                  {name: turned for name, (_, turned) in oriented.items()})
+    usual, widest = (menu_of(job.kind, job.checkpoint, shapes, job.options["keep"], job.options["only"], least=least)
+                     for least in (False, True))
+    layout = Layout(stream, shapes, usual, widest, {name: turned for name, (_, turned) in oriented.items()})
+    return layout.offering(job, budgets)
 
 
-def bit_range(job: Job, layout: Layout) -> tuple[float, float]:
-    """Bits a weight of the blocks: the least that the target can hold, and the most that say more than fewer do."""
+def bit_range(job: Job, layout: Layout, menu: Menu) -> tuple[float, float]:
+    """Bits a weight of the blocks: the least that `menu` can hold, and the most that say more than fewer do."""
     inner = {name: shape for name, shape in layout.shapes.items() if name not in layout.stream.tables()}
     stored = 8 * sum(job.checkpoint.tensors[name].nbytes for name in inner) / max(1, sum(o * i for o, i in inner.values()))
     most = math.nextafter(stored, 0)  # the original's bits are no compression
@@ -190,16 +207,20 @@ def bit_range(job: Job, layout: Layout) -> tuple[float, float]:
         from .fill import LEAST_BITS, MOST_BITS
 
         return LEAST_BITS, min(most, MOST_BITS)
-    units = units_of(job.checkpoint, job.kind, layout.menu, layout.shapes, layout.stream.tables())
+    units = layout.units(job, menu)
     return block_rate(units, [min(unit.options, key=lambda option: option.nbytes) for unit in units])[1], most
 
 
 def check(job: Job, layout: Layout, budgets: Sequence[Budget], folder: Path) -> None:
     """Refuse now what could not end well."""
-    stream = layout.stream
+    stream, menu = layout.stream, layout.menu
     for budget in budgets:
         check_runtime(budget, job.kind)
-    preflight(job.checkpoint, job.kind, budgets, folder, layout.menu, layout.shapes, stream.tables(),
+    if len(budgets) == 1 and job.kind.name != "archive":
+        units = layout.units(job, menu)
+        if plan := only_plan(budgets[0], units, job.checkpoint, job.kind):
+            menu = menu.only(plan_of(units, plan))
+    preflight(job.checkpoint, job.kind, budgets, folder, menu, layout.shapes, stream.tables(),
               tokens=(job.options["tokens"] or TOKENS) + HELD_OUT_TOKENS, blocks=len(stream.blocks),
               item=stream.dtype.itemsize)
 
@@ -242,8 +263,9 @@ def statistics(job: Job, layout: Layout, workspace: Workspace, budget: Budget | 
     gathered = gather(job.checkpoint, workspace, text=job.text, tokens=job.options["tokens"], seed=job.seed,
                       dtype=job.options["dtype"], data=job.data)
     archive, tables = job.kind.name == "archive", gathered.stream.tables()
-    units = [] if archive else units_of(job.checkpoint, job.kind, menu, layout.shapes, tables)
+    units = [] if archive else layout.units(job, menu)
     plan = only_plan(budget, units, job.checkpoint, job.kind) if budget and units else None
+    fit_leftovers(workspace, {} if archive or plan else menu.codecs)
     candidates = None if archive or plan else solve_candidates(gathered, menu.codecs)
     gather_fisher(gathered, candidates, job.seed)
     if candidates:
@@ -312,7 +334,8 @@ def _reached(found: Statistics, budget: Budget) -> Reached:
 
         return fill(gathered, budget, kind, found.spectra, found.reference,  # type: ignore[arg-type]
                     [name for name, names in found.menu.codecs.items() if names])
-    units, candidates, reference, costs = found.units, found.candidates, found.reference, found.costs
+    units = offered(budget, found.units, gathered.checkpoint, kind)
+    candidates, reference, costs = found.candidates, found.reference, found.costs
     points = verify_frontier(gathered, units, candidates, reference, budget, kind, costs)
     chosen, trained, swaps = reach(gathered, units, candidates, reference, budget, kind, points, costs)
     return Reached(units, chosen, trained, points, found.spectra, kind.size(gathered.checkpoint, trained.coded.plan), swaps)

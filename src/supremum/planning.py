@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from . import codecs
@@ -56,8 +56,9 @@ class Reached:
 
 
 def menu_of(target: Target, checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, int]], keep: Sequence[str],
-            only: Sequence[str] = ()) -> Menu:
+            only: Sequence[str] = (), *, least: bool = False) -> Menu:
     """What each tensor may become. keep: parts of names that stay as they are. only: these codecs instead of the menu.
+    least: the target's least ones, too.
 
     Of the integer codecs one group size is taken: 64, or the next that divides the row. Raises SupremumError for a name
     in `only` that the target cannot hold, or not beside the others.
@@ -70,7 +71,7 @@ def menu_of(target: Target, checkpoint: Checkpoint, shapes: Mapping[str, tuple[i
                             f"Choose among: {', '.join(valid)}.")
     chosen: dict[str, list[str]] = {}
     for name, possible in held.items():
-        wanted = only or target.menu
+        wanted = only or (*target.menu, *(target.least if least else ()))
         names = [] if any(part in name for part in keep) else [n for n in wanted if n in possible]
         for group in ("-g64", "-g32"):
             if not only and any(n.endswith(group) for n in names):
@@ -169,6 +170,22 @@ def check_feasible(budget: Budget, units: Sequence[Unit], checkpoint: Checkpoint
     if budget.bits is not None and budget.bits < bits:
         raise BudgetError(f"{budget.bits:g} bits a weight is too few: the least this target can hold is {bits:.3f}.",
                           f"Ask for --bits {math.ceil(bits * 1000) / 1000} or more, or another --target.")
+
+
+def meets(budget: Budget, units: Sequence[Unit], checkpoint: Checkpoint, target: Target) -> bool:
+    """Whether the size and the bits can be had."""
+    try:
+        check_feasible(budget, units, checkpoint, target)
+    except BudgetError:
+        return False
+    return True
+
+
+def offered(budget: Budget, units: Sequence[Unit], checkpoint: Checkpoint, target: Target) -> list[Unit]:
+    """The units without the target's least codecs, where the budget can be met without: what other budgets are given beside
+    it changes nothing."""
+    usual = [replace(unit, options=tuple(o for o in unit.options if o.codec not in target.least)) for unit in units]
+    return usual if meets(budget, usual, checkpoint, target) else list(units)
 
 
 def only_plan(budget: Budget, units: Sequence[Unit], checkpoint: Checkpoint, target: Target) -> list[Option] | None:

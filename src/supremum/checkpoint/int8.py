@@ -55,6 +55,7 @@ class Int8Target:
     name = "int8"
     runtime = ""  # none reads it
     menu: tuple[str, ...] = ()
+    least: tuple[str, ...] = ()
 
     def codecs(self, checkpoint: Any, name: str, shape_OI: tuple[int, int]) -> list[str]:
         """None: only an archive is converted to it."""

@@ -35,6 +35,7 @@ class ArchiveTarget:
     name = "archive"
     runtime = "transformers"
     menu: tuple[str, ...] = ("lattice",)
+    least: tuple[str, ...] = ()
 
     def codecs(self, checkpoint: Any, name: str, shape_OI: tuple[int, int]) -> list[str]:
         """Every matrix can be coded."""

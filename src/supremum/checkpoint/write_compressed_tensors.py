@@ -87,6 +87,7 @@ class CompressedTensorsTarget:
         "int2-g64", "int3-g64", "int4-g64", "int5-g64", "int6-g64", "int8-g64",
         "int2-g32", "int3-g32", "int4-g32", "int5-g32", "int6-g32", "int8-g32", "int4-channel", "int8-channel",
     )  # fmt: skip
+    least: tuple[str, ...] = ()
 
     def __init__(self) -> None:
         self._prepared: WeakKeyDictionary[Any, Prepared] = WeakKeyDictionary()

@@ -32,7 +32,7 @@ from .common import (
     supremum optimize models/llama --bits 3.5 --text notes.txt --out smaller
     supremum optimize models/llama --bits 3.5 --target compressed-tensors
     supremum optimize models/llama --bits 5 --only Q4_0 --only Q8_0
-    supremum optimize models/llama --bits 2.3 --only IQ2_XXS --only IQ3_XXS
+    supremum optimize models/llama --bits 2.3 --out tiny
     supremum optimize models/llama --max-kl 0.05 --size 900MB --keep lm_head
     supremum optimize models/llama --bits 3 --target archive --out archived
     supremum optimize models/llama --speed 2x --memory 900MB
