@@ -41,7 +41,6 @@ from supremum.stats.streaming import BlockStream, orientation
 AROUND = ("check what is needed", "rehearse export and reload", "analyse the layers", "measure the machine", "write",
           "prove in the stock runtime", "write samples")  # phases of a run that are not quantising
 KINDS = ("Q4_0", "IQ4_NL", "Q2_K", "IQ3_XXS", "IQ2_XXS", "IQ1_S")  # of llama.cpp
-VECTORS = ("IQ1_S", "IQ2_XXS", "IQ2_S", "IQ3_XXS", "IQ3_S")  # ours may choose these too where theirs is one of them
 ROWS = ("gguf", "imatrix", "gguf-least", "int4", "int3", "int2", "archive-4", "archive-3", "archive-2.55", "archive-2.1")
 
 
@@ -173,8 +172,7 @@ class Table:
             path = ggml.write(self.checkpoint, kind, args.calibration, args.tokens, args.seed, folder)
             theirs, size = self.row(f"{kind}, ggml, importance matrix", path, since(start)), path.stat().st_size
             if size not in ours:
-                only = [*target("gguf").menu, *VECTORS] if kind.startswith(("IQ1", "IQ2", "IQ3")) else None
-                ours[size] = self.ours(f"ours at the bytes of {kind}", Budget(size=size), keep=self.tables, only=only)
+                ours[size] = self.ours(f"ours at the bytes of {kind}", Budget(size=size), keep=self.tables)
             print(f"\nours / {kind} of ggml: KL {ours[size]['kl_mean'] / theirs['kl_mean']:.3f}\n", flush=True)
 
     def integers(self, name: str) -> None:

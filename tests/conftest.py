@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerFast
 DECODERS = ("llama", "mistral", "qwen2", "qwen3", "gemma3", "gpt2", "phi3")
 ENCODERS = ("bert", "distilbert", "roberta", "albert")
 FAMILIES = DECODERS + ENCODERS
-PAIRS = ("marian", "bart", "pegasus")  # encoder-decoders
+PAIRS = ("marian", "bart", "pegasus", "t5")  # encoder-decoders
 VOCABULARY = 384
 
 _LLAMA = dict(
@@ -34,6 +34,10 @@ _MARIAN = dict(
     vocab_size=VOCABULARY, d_model=64, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4,
     decoder_attention_heads=4, encoder_ffn_dim=128, decoder_ffn_dim=128, max_position_embeddings=130, bos_token_id=0,
     eos_token_id=1, pad_token_id=1, decoder_start_token_id=1, forced_eos_token_id=None, init_std=0.12,
+)  # fmt: skip
+_T5 = dict(
+    vocab_size=VOCABULARY, d_model=64, d_kv=16, d_ff=128, num_layers=2, num_heads=4, pad_token_id=1, eos_token_id=1,
+    decoder_start_token_id=1,
 )  # fmt: skip
 # family: (config class, its arguments, model class)
 _RECIPES: dict[str, tuple[str, dict[str, Any], str]] = {
@@ -64,12 +68,8 @@ _RECIPES: dict[str, tuple[str, dict[str, Any], str]] = {
     "albert": ("AlbertConfig", _BERT | {"embedding_size": 64}, "AlbertForMaskedLM"),
     "marian": ("MarianConfig", _MARIAN | {"scale_embedding": True}, "MarianMTModel"),
     "bart": ("BartConfig", _MARIAN, "BartForConditionalGeneration"),
-    "t5": (
-        "T5Config",
-        {"vocab_size": VOCABULARY, "d_model": 64, "d_kv": 16, "d_ff": 128, "num_layers": 2, "num_heads": 4, "pad_token_id": 1,
-         "eos_token_id": 1, "decoder_start_token_id": 1},
-        "T5ForConditionalGeneration",
-    ),
+    "t5": ("T5Config", _T5, "T5ForConditionalGeneration"),
+    "umt5": ("UMT5Config", _T5, "UMT5ForConditionalGeneration"),
     "pegasus": ("PegasusConfig", _MARIAN | {"encoder_layers": 3}, "PegasusForConditionalGeneration"),
 }  # fmt: skip
 

@@ -57,6 +57,7 @@ class Prepared:
         modules = dict(checkpoint.skeleton().named_modules())
         linears = [name for name, module in modules.items() if type(module) is nn.Linear]
         self.linears = linears
+        self.t5 = any(name.endswith("relative_attention_bias") for name in modules)
         self.inner = {f"{name}.weight" for name in linears if re.search(r"\.\d+\.", f".{name}.")}
         self.files: dict[str, bytes] = {}
         if checkpoint.format == "gguf":
@@ -104,6 +105,9 @@ class CompressedTensorsTarget:
             found = checkpoint.config.architectures[0]
             raise CheckpointError(f"{found} has no nn.Linear in its blocks, which is what this target compresses.",
                                   "Use --target gguf.")
+        if prepared.t5:
+            raise CheckpointError(f"{checkpoint.source}: Transformers reads the weights of T5's layers before they are "
+                                  "decoded, and so cannot load compressed ones.", "Use --target archive.")
         if name not in prepared.inner:
             return []
         return [n for n in codecs.names() if layout(n) and codecs.fits(codecs.get(n), shape_OI)]

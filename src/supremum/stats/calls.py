@@ -67,8 +67,9 @@ class SideCall(Call):
         read_NTd, written_NTd = hidden_NTd[:, :start], hidden_NTd[:, start:]
         args = [read_NTd if value is READ else value for value in self.args]
         kwargs = {key: read_NTd if value is READ else value for key, value in self.kwargs.items()}
-        found: Tensor = block(read_NTd if self.encoder else written_NTd, *args, **kwargs)
-        return found
+        found = block(read_NTd if self.encoder else written_NTd, *args, **kwargs)
+        output_NTd: Tensor = found[0] if isinstance(found, tuple) else found
+        return output_NTd
 
     def join(self, hidden_NTd: Tensor, output_NTd: Tensor) -> Tensor:
         start = begin(self.windows_NT)

@@ -42,7 +42,7 @@ class _StandIn(nn.Module):
         self.name = name
         self._stream = [stream]  # in a list, so that nn.Module does not register it
 
-    def forward(self, hidden_NTd: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self, hidden_NTd: Tensor, *args: Any, **kwargs: Any) -> Any:
         return self._stream[0]._called(self.name, hidden_NTd, args, kwargs)
 
 
@@ -81,6 +81,8 @@ class BlockStream:
         self._calls: list[Call] = []
         self._entries: list[Tensor] = []  # what enters the first block, of the encoder and of the decoder
         self._given: dict[str, Tensor] = {}  # block name -> what it gives, where only what follows it matters
+        self._biased = [name for name in self.blocks if _has_bias(self.blocks[name])]  # blocks that compute a bias of places
+        self._biases: tuple[Any, ...] = (None, None)  # what the last of them handed on: for its own side, and for the other
         if self.pairs:
             self._check_sides()
             self._read_NTd: Tensor | None = None  # what the encoder gave
@@ -205,15 +207,23 @@ class BlockStream:
         finally:
             self._given = {}
 
-    def _called(self, name: str, hidden_NTd: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    def _called(self, name: str, hidden_NTd: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What the stack is told that a block gave. T5's first block of a side computes a bias of positions that the others
+        are given, so this one is run; the biases depend on places and masks alone."""
         if self._given:
-            return self._given.get(name, hidden_NTd)
+            given_NTd = self._given.get(name, hidden_NTd)
+            return (given_NTd, None, None) if self._biased else given_NTd
         if name in self._firsts and len(self._entries) < len(self._firsts):
             self._entries.append(hidden_NTd)
         self._calls.append(self._side(name, args, kwargs) if self.pairs else Call(name, args, kwargs))
         if len(self._calls) == self.depth:
             raise _Finished
-        return hidden_NTd
+        if not self._biased:
+            return hidden_NTd
+        if name in self._biased:
+            with torch.no_grad(), self.block(name) as block:
+                self._biases = block(hidden_NTd.detach(), *args, **kwargs)[1:]
+        return (hidden_NTd, *self._biases)
 
     # -- the two sides of an encoder-decoder ------------------------------------------------------------------------
 
@@ -248,13 +258,12 @@ class BlockStream:
             cause = "does not read text and write text"
         elif len(tables) > 1:
             cause = "its encoder and its decoder look tokens up in tables of their own"
-        elif any(name.endswith("relative_attention_bias") for block in self.blocks.values() for name, _ in
-                 block.named_modules()):
-            cause = "its blocks share the position bias of the first (as T5's do)"
+        elif not set(self._biased) <= set(self._firsts):
+            cause = "each of its blocks has a position bias of its own"
         if cause:
             raise CheckpointError(f"{self.checkpoint.source}: {cause}; it cannot be run block by block.",
-                                  "Supremum compresses encoder-decoders as Marian and BART are built; `supremum evaluate` "
-                                  "scores others, too.")
+                                  "Supremum compresses encoder-decoders as Marian, BART and T5 are built; `supremum "
+                                  "evaluate` scores others, too.")
 
     @contextlib.contextmanager
     def _rest_loaded(self, root: nn.Module) -> Iterator[None]:
@@ -299,6 +308,10 @@ def _repeated_blocks(model: nn.Module, part: nn.Module) -> tuple[str, nn.ModuleL
                               "Supremum works on transformer decoders and encoders.")
     _, _, name, blocks = max(lists, key=lambda item: item[:2])
     return name, blocks
+
+
+def _has_bias(block: nn.Module) -> bool:
+    return any(name.endswith("relative_attention_bias") for name, _ in block.named_modules())
 
 
 def linears(block: nn.Module) -> dict[str, nn.Module]:
