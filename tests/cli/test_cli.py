@@ -109,8 +109,8 @@ def test_help_is_fast_and_does_not_import_torch() -> None:
     ["optimize", "demo", "--bits", "3", "--target", "int8"], ["convert", "demo", "--target", "gptq", "--out", "x"],
     ["optimize", "demo", "--frontier", "--floor-data", "texts"],
     *(["optimize", "demo", "--lossless", *more] for more in (
-        ["--target", "gptq"], ["--text", "a.txt"], ["--tokens", "4096"], ["--keep", "head"], ["--only", "Q4_0"],
-        ["--seed", "1"], ["--dtype", "float32"])),
+        ["--target", "gptq"], ["--target", "gguf"], ["--text", "a.txt"], ["--tokens", "4096"], ["--keep", "head"],
+        ["--only", "Q4_0"], ["--seed", "1"], ["--dtype", "float32"])),
     *(["evaluate", "demo", "--cache", "q8_0", *more] for more in (
         ["--tasks", "a.jsonl"], ["--samples", "3"], ["--perturb", "typos"], ["--details"], ["--explain", "1"],
         ["--dtype", "float32"])),

@@ -62,8 +62,8 @@ def floor_option(text: str) -> str:
     return text.strip()
 
 
-def target_option(verb: str) -> Any:
-    """--target of this verb; the name of no such target is wrong usage (exit 2)."""
+def target_option(verb: str, without: str = "") -> Any:
+    """--target of this verb; the name of no such target is wrong usage (exit 2). without: what happens if there is none."""
     names = ", ".join(targets.names(verb))
 
     def parse(text: str) -> str:
@@ -71,7 +71,8 @@ def target_option(verb: str) -> Any:
             raise typer.BadParameter(f"{text!r} is not one of {names}")
         return text
 
-    return typer.Option("--target", parser=parse, metavar="TARGET", help=f"Format and the runtime that reads it: {names}.")
+    return typer.Option("--target", parser=parse, metavar="TARGET", help=(
+        f"Format and the runtime that reads it: {names}.{without}"))
 
 
 def text_option(without: str) -> Any:

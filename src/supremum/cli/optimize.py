@@ -68,7 +68,7 @@ def optimize(
     lossless: Annotated[bool, typer.Option(
         "--lossless", help="No budget: an archive of the bfloat16 weights to the bit, in about two thirds of their bytes.",
     )] = False,
-    target: Annotated[str, target_option("optimize")] = "gguf",
+    target: Annotated[str | None, target_option("optimize", " gguf unless given.")] = None,
     text: Text = None,
     tokens: Annotated[int | None, typer.Option("--tokens", min=256, help="Calibration tokens; 16384 unless given.")] = None,
     out: Annotated[Path | None, typer.Option(
@@ -91,6 +91,7 @@ def optimize(
     The folder holds the model, supremum.json, report.html and a model card; of a
     frontier, one such folder a point; of --lossless the model and converted.json.
     """
+    kind = target or "gguf"
     folder = out or Path(f"{Path(os.path.abspath(model)).name.removesuffix('.gguf')}-supremum")  # of "." the folder's name
     budget = any(value is not None for value in (size, bits, max_kl, memory, speed))
     if floor_data and not floor:
@@ -102,14 +103,14 @@ def optimize(
         from ..report.frontier import show_frontier
 
         points = optimize_frontier(
-            model, None if frontier == DEFAULT else [float(word) for word in frontier.split(",")], target=target,
+            model, None if frontier == DEFAULT else [float(word) for word in frontier.split(",")], target=kind,
             text=text or [], tokens=tokens, out=folder, keep=keep or [], only=only or [], fresh=fresh, seed=seed,
             dtype=dtype.value)
         return points.frontier, lambda: show_frontier(points.frontier, points.folder)
     if lossless:
         if budget or floor:
             raise typer.BadParameter("--lossless takes no budget")
-        refuse({"--target": target not in ("gguf", "archive"), "--text": text, "--tokens": tokens, "--keep": keep,
+        refuse({"--target": target not in (None, "archive"), "--text": text, "--tokens": tokens, "--keep": keep,
                 "--only": only, "--seed": seed, "--dtype": dtype is not Precision.auto},
                "has no part in --lossless: an archive of the weights as they are")
         from ..pipeline import store_without_loss
@@ -128,7 +129,7 @@ def optimize(
     from ..report.terminal import show_result
 
     given = Budget(size, bits, max_kl, memory, speed) if budget else None
-    options: dict[str, Any] = {"target": target, "text": text or [], "tokens": tokens, "out": folder, "keep": keep or [],
+    options: dict[str, Any] = {"target": kind, "text": text or [], "tokens": tokens, "out": folder, "keep": keep or [],
                                "only": only or [], "fresh": fresh, "seed": seed, "dtype": dtype.value}
     if floor is not None:
         from ..floor import Floor, optimize_floor
