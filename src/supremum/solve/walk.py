@@ -141,7 +141,8 @@ class Walk:
             return
         x_NTI = lane.waiting.pop(name)
         lane.hold(name, x_NTI.flatten(0, -2), stream_NTd.flatten(0, -2).clone())
-        stream_NTd += self._block.get_submodule(name).forward(x_NTI)
+        writer: Any = self._block.get_submodule(name)
+        stream_NTd += type(writer).forward(writer, x_NTI)
 
     @contextlib.contextmanager
     def _hooks(self) -> Iterator[None]:
@@ -153,8 +154,8 @@ class Walk:
                     _lane().hold(name, args[0].flatten(0, -2), None)
             return hook
 
-        def nothing(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            return torch.zeros_like(output)
+        def nothing(x_NTI: Tensor) -> Tensor:
+            return x_NTI.new_zeros(*x_NTI.shape[:-1], self._hidden_NTd.shape[-1])
 
         def reading(place: str) -> Any:
             return lambda module, args: self._meet(place, args[0])
@@ -163,9 +164,12 @@ class Walk:
         handles = [modules[place].register_forward_pre_hook(reading(place))
                    for place in dict.fromkeys(self._places.values()) if place != OUTPUT]
         handles += [modules[name].register_forward_pre_hook(before(name)) for name in self._layers]
-        handles += [modules[name].register_forward_hook(nothing) for name in self._places]
+        for name in self._places:
+            modules[name].forward = nothing
         try:
             yield
         finally:
             for handle in handles:
                 handle.remove()
+            for name in self._places:
+                del modules[name].forward
