@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
 import time
 from collections.abc import Sequence
 
@@ -114,6 +116,20 @@ def test_ties_and_dominated_options() -> None:
     alike = Unit(("t",), 1, True, (Option("first", 10, 0.5), Option("second", 10, 0.5)))
     assert [o.codec for o in choose([alike], size=10)] == ["first"]
     assert choose([alike] * 4, size=40) == choose([alike] * 4, size=40)
+
+
+def test_what_the_solver_prints_is_no_result() -> None:
+    """Of C's standard output; what was written before and is written after arrives in order."""
+    script = """
+import ctypes
+from supremum.allocate import Option, Unit, choose, knapsack
+puts, solve = ctypes.CDLL(None).puts, knapsack.milp
+knapsack.milp = lambda *given, **more: (puts(b"for developers"), solve(*given, **more))[1]
+print("before", choose([Unit(("a",), 1, True, (Option("x", 1, 1.0),))], size=1)[0].codec)
+puts(b"after")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "before x\nafter\n"
 
 
 def test_only_blocks_count_for_bits() -> None:

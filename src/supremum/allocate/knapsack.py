@@ -10,8 +10,12 @@ sweep: for every price lambda (nats a byte) each unit takes the option with the 
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import itertools
-from collections.abc import Callable, Sequence
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 
@@ -76,13 +80,31 @@ def choose(units: Sequence[Unit], *, size: int | None = None, block_bytes: float
             factor = LARGE / max(np.abs(row).max(), 1e-30)
             constraints.append(LinearConstraint(csr_matrix(row * factor), -np.inf, factor * (bound + 1e-12 * abs(bound))))
     cost = damage if nats is None else nbytes
-    result = milp(cost * (LARGE / max(cost.max(), 1e-30)), constraints=constraints, integrality=np.ones(count),
-                  bounds=Bounds(0, 1), options={"mip_rel_gap": GAP, "presolve": True})
+    with _standard_output_kept():
+        result = milp(cost * (LARGE / max(cost.max(), 1e-30)), constraints=constraints, integrality=np.ones(count),
+                      bounds=Bounds(0, 1), options={"mip_rel_gap": GAP, "presolve": True})
     if result.x is None:
         raise BudgetError("no choice of formats fits the budget.", _least(units, block_bytes, nats, allowance))
     chosen = [int(i) for i in np.flatnonzero(result.x > 0.5)]
     assert [int(owner[i]) for i in chosen] == list(range(len(units)))
     return [options[i] for i in chosen]
+
+
+@contextlib.contextmanager
+def _standard_output_kept() -> Iterator[None]:
+    """HiGHS sometimes prints a line for its developers: what C code writes to standard output is dropped meanwhile."""
+    flush = ctypes.CDLL(None).fflush
+    sys.stdout.flush()
+    flush(None)
+    ours = os.dup(1)
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 1)
+    try:
+        yield
+    finally:
+        flush(None)
+        os.dup2(ours, 1)
+        os.close(ours)
 
 
 def _least(units: Sequence[Unit], block_bytes: float | None, nats: float | None, allowance: Allowance | None) -> str:
