@@ -28,7 +28,8 @@ from supremum.allocate import Budget
 from supremum.checkpoint import Checkpoint, open_checkpoint
 from supremum.gap import FileGap, gap_of
 from supremum.gather import HELD_OUT_TOKENS, Gathered, gather, gather_fisher, window_length
-from supremum.pipeline import lay_out, made, open_job, statistics
+from supremum.job import lay_out, open_job
+from supremum.pipeline import made, statistics
 from supremum.plain import plain
 from supremum.solve import gains
 from supremum.text.windows import calibration_and_held_out

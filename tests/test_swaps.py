@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from supremum import optimize, swaps
 from supremum.allocate import Budget, Option, Unit
+from supremum.job import lay_out, open_job
 from supremum.measure.streamed import streamed_quality
-from supremum.pipeline import Statistics, _reached, lay_out, open_job, statistics
+from supremum.pipeline import Statistics, _reached, statistics
 from supremum.planning import plan_of
 from supremum.swaps import falls, proposals, search, swap, wanted, within
 from supremum.workspace import Workspace

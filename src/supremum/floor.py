@@ -29,9 +29,10 @@ from .allocate import Budget
 from .checkpoint import Checkpoint, open_checkpoint
 from .errors import BudgetError, SupremumError
 from .gather import work_folder
+from .job import Job, Layout, bit_range, check, lay_out, open_job
 from .measure.intervals import Interval, bootstrap, mean_interval, paired_bootstrap, paired_mean
 from .output import check_replaced, finished
-from .pipeline import Job, Layout, Result, Statistics, bit_range, check, finish, lay_out, made, open_job, statistics
+from .pipeline import Result, Statistics, finish, made, statistics
 from .plain import plain
 from .progress import keep_timings, note, phase
 from .train.base import reopen

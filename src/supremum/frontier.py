@@ -18,8 +18,9 @@ from pathlib import Path
 from .allocate import Budget
 from .errors import BudgetError, StateError
 from .gather import work_folder
+from .job import Job, Layout, bit_range, check, lay_out, open_job
 from .output import check_replaced, finished
-from .pipeline import Job, Layout, bit_range, check, finish, lay_out, open_job, statistics
+from .pipeline import finish, statistics
 from .plain import plain
 from .progress import branch_timings, keep_timings, note, peaks, phase, timings
 from .report import Document

@@ -9,10 +9,8 @@ budget leaves one plan alone, it goes from the Fisher to the final solve.
 
 from __future__ import annotations
 
-import math
-import shlex
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,31 +19,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import __version__
 from .allocate import Budget, Option, Unit
-from .checkpoint import Checkpoint, open_checkpoint
-from .checkpoint.targets import Target, target_for
+from .checkpoint import open_checkpoint
 from .codecs.activations import rounder
-from .costs import Costs, check_runtime, compare, measure_costs
+from .costs import Costs, compare, measure_costs
 from .gap import FileGap, gap_of
 from .gather import (
     HELD_OUT_TOKENS,
     TOKENS,
     Gathered,
-    compute_dtype,
     fit_leftovers,
     gather,
     gather_fisher,
     solve_candidates,
-    window_length,
     windows_of,
     work_folder,
 )
+from .job import Job, Layout, check, lay_out, open_job
 from .limits import LayerSpectrum, Limits, Machine, limits
 from .limits import measure as measure_machine
 from .measure.streamed import final_hidden
 from .output import (
-    check_output,
     check_replaced,
     convert,
     finished,
@@ -54,20 +48,15 @@ from .output import (
     store_without_loss,
     write,
 )
-from .planning import Menu, Reached, block_rate, damages, meets, menu_of, offered, only_plan, plan_of, prices, units_of
-from .preflight import preflight
-from .progress import forget_timings, keep_timings, note, phase
+from .planning import Menu, Reached, damages, offered, only_plan, plan_of, prices, units_of
+from .progress import keep_timings, note, phase
 from .reach import reach, solve_and_train, verify_frontier
 from .report import Document, write_report
 from .report.assemble import assemble
 from .runtime.verify import verify
 from .solve.candidates import Candidates
 from .solve.smoothing import smoothed
-from .stats.streaming import BlockStream, orientation
-from .text.generate import check_writes
-from .text.pairs import bare, reads_pairs
-from .text.sources import state_of
-from .text.windows import check_budget
+from .text.pairs import bare
 from .workspace import Workspace, move_into_place
 
 PROVED = 6  # held-out pairs that the proof of an encoder-decoder is on
@@ -110,119 +99,6 @@ def optimize(model: str | Path, budget: Budget, *, target: str = "gguf", text: l
         return Result(folder, document)
     finally:
         workspace.close()
-
-
-@dataclass(frozen=True)
-class Job:
-    """What was asked for, but for the budget."""
-
-    model: str
-    checkpoint: Checkpoint
-    kind: Target
-    text: list[str]
-    seed: int
-    options: dict[str, Any]  # target, tokens, keep, only, dtype
-    inputs: dict[str, Any]  # what makes two runs the same
-    data: Path | None = None  # the folder of a tuned model's rows, where it is not the one that it was tuned on
-
-    def command(self, budget: Mapping[str, Any], folder: Path) -> str:
-        """The command line that repeats it. budget: values by flag."""
-        words = ["supremum", "optimize", self.model]
-        for flag, value in (*budget.items(), ("tokens", self.options["tokens"])):
-            if value is not None:
-                words += [f"--{flag.replace('_', '-')}", str(value)]
-        for name, values in (("--text", self.text), ("--keep", self.options["keep"]), ("--only", self.options["only"])):
-            for value in values:
-                words += [name, value]
-        if self.options["dtype"] != "auto":
-            words += ["--dtype", self.options["dtype"]]
-        return shlex.join([*words, "--target", self.options["target"], "--seed", str(self.seed), "--out", str(folder)])
-
-
-def open_job(model: str | Path, folder: Path, *, target: str, text: list[str] | None, tokens: int | None,
-             keep: list[str] | None, only: list[str] | None, seed: int, dtype: str, data: Path | None = None) -> Job:
-    """The arguments of `optimize`, looked at; a new run begins."""
-    checkpoint, kind, sources = open_checkpoint(model), target_for("optimize", target), text or []
-    check_output(folder, checkpoint)
-    if reads_pairs(checkpoint):
-        from .train.pairs import state_of_pairs
-
-        given = state_of_pairs(checkpoint, sources, data)
-    else:
-        check_budget(tokens or TOKENS, window_length(checkpoint))
-        if not sources:
-            check_writes(checkpoint)
-        given = [state_of(source) for source in sources]
-    forget_timings()
-    options: dict[str, Any] = {"target": target, "tokens": tokens, "keep": sorted(keep or []), "only": sorted(only or []),
-                               "dtype": dtype}
-    inputs = {"supremum": __version__, "torch": torch.__version__.split("+")[0], "threads": torch.get_num_threads(),
-              "model": checkpoint.fingerprint, "text": given, "seed": seed, "options": options}
-    if any(map(rounder, options["only"])):
-        inputs["smoothing"] = True
-    return Job(str(model), checkpoint, kind, sources, seed, options, inputs, data)
-
-
-@dataclass(frozen=True)
-class Layout:
-    """The model as the run takes it apart."""
-
-    stream: BlockStream
-    shapes: dict[str, tuple[int, int]]  # (O, I) of every matrix
-    menu: Menu
-    widest: Menu  # with the target's least codecs
-    turned: dict[str, bool]  # whether the checkpoint stores the transpose
-
-    def offering(self, job: Job, budgets: Sequence[Budget]) -> Layout:
-        """With the widest menu, where one of the budgets cannot be met without."""
-        if self.menu == self.widest:
-            return self
-        units = self.units(job, self.menu)
-        enough = all(meets(budget, units, job.checkpoint, job.kind) for budget in budgets)
-        return self if enough else replace(self, menu=self.widest)
-
-    def units(self, job: Job, menu: Menu) -> list[Unit]:
-        """Unpriced."""
-        return units_of(job.checkpoint, job.kind, menu, self.shapes, self.stream.tables())
-
-
-def lay_out(job: Job, budgets: Sequence[Budget] = ()) -> Layout:
-    """What each tensor may become, and the shapes. The target's least codecs are offered where one of `budgets` cannot be met
-    without."""
-    stream = BlockStream(job.checkpoint, dtype=compute_dtype(job.options["dtype"]))
-    oriented = orientation(stream)
-    shapes = {name: shape for name, (shape, _) in oriented.items()}
-    usual, widest = (menu_of(job.kind, job.checkpoint, shapes, job.options["keep"], job.options["only"], least=least)
-                     for least in (False, True))
-    layout = Layout(stream, shapes, usual, widest, {name: turned for name, (_, turned) in oriented.items()})
-    return layout.offering(job, budgets)
-
-
-def bit_range(job: Job, layout: Layout, menu: Menu) -> tuple[float, float]:
-    """Bits a weight of the blocks: the least that `menu` can hold, and the most that say more than fewer do."""
-    inner = {name: shape for name, shape in layout.shapes.items() if name not in layout.stream.tables()}
-    stored = 8 * sum(job.checkpoint.tensors[name].nbytes for name in inner) / max(1, sum(o * i for o, i in inner.values()))
-    most = math.nextafter(stored, 0)  # the original's bits are no compression
-    if job.kind.name == "archive":
-        from .fill import LEAST_BITS, MOST_BITS
-
-        return LEAST_BITS, min(most, MOST_BITS)
-    units = layout.units(job, menu)
-    return block_rate(units, [min(unit.options, key=lambda option: option.nbytes) for unit in units])[1], most
-
-
-def check(job: Job, layout: Layout, budgets: Sequence[Budget], folder: Path) -> None:
-    """Refuse now what could not end well."""
-    stream, menu = layout.stream, layout.menu
-    for budget in budgets:
-        check_runtime(budget, job.kind)
-    if len(budgets) == 1 and job.kind.name != "archive":
-        units = layout.units(job, menu)
-        if plan := only_plan(budgets[0], units, job.checkpoint, job.kind):
-            menu = menu.only(plan_of(units, plan))
-    preflight(job.checkpoint, job.kind, budgets, folder, menu, layout.shapes, stream.tables(),
-              tokens=(job.options["tokens"] or TOKENS) + HELD_OUT_TOKENS, blocks=len(stream.blocks),
-              item=stream.dtype.itemsize)
 
 
 @dataclass
