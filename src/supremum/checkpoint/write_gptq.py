@@ -35,7 +35,6 @@ class GPTQTarget(CompressedTensorsTarget):
     name = "gptq"
     runtime = "gptqmodel"
     menu: tuple[str, ...] = tuple(f"gptq{bits}-g{group}" for group in (64, 32) for bits in (2, 3, 4, 8))
-    least: tuple[str, ...] = ()
 
     def codecs(self, checkpoint: Any, name: str, shape_OI: tuple[int, int]) -> list[str]:
         """Symmetric integers whose group divides the row, for the linear layers of a decoder's blocks."""
