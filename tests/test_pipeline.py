@@ -98,6 +98,12 @@ def test_vector_types_where_few_bits_are_asked_for(tiny_model, text, tmp_path, o
     assert 0 < kl == pytest.approx(kl_of_file(model, tmp_path / "out", text), rel=2e-3)
 
 
+def test_the_least_formats_that_were_asked_for_stay_whatever_the_budget(tiny_model, text, tmp_path):
+    model = tiny_model("llama", hidden_size=256, intermediate_size=256, num_hidden_layers=1)
+    result = run(model, text, tmp_path / "out", Budget(bits=12), only=["IQ2_XXS"])
+    assert result.document["proof"]["passed"] and "IQ2_XXS" in {layer["codec"] for layer in result.document["plan"]}
+
+
 @pytest.mark.slow
 def test_a_budget_that_is_met_without_them_is_not_offered_the_least_formats(tiny_model, text, tmp_path, monkeypatch):
     """Not beside a point that needs them, nor after a killed run that did."""

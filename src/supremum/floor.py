@@ -6,8 +6,9 @@
 was trained on; its test rows have no part in the choice and are scored once, for the file that was chosen. What is scored is
 the written file, decoded to float32, its inputs rounded where its format says so.
 
-Without another budget bits a weight are bisected in steps of STEP: statistics once, a file and a score for each of about
-log2(8 / STEP) points. The least of several points that hold is too often one that was lucky on those rows, so in a search
+Without another budget bits a weight are bisected in steps of STEP, as far as the target's menu reaches: statistics once,
+a file and a score for each of about log2(8 / STEP) points. The least of several points that hold is too often one that
+was lucky on those rows, so in a search
 
     metric - e >= floor      e: the standard error of the change from the original on the same rows
 

@@ -91,7 +91,7 @@ class Layout:
     turned: dict[str, bool]  # whether the checkpoint stores the transpose
 
     def offering(self, job: Job, budgets: Sequence[Budget]) -> Layout:
-        """With the widest menu, where one of the budgets cannot be met without."""
+        """With the widest menu, where the size or the bits of one of the budgets cannot be had without."""
         if self.menu == self.widest:
             return self
         units = self.units(job, self.menu)
@@ -104,8 +104,7 @@ class Layout:
 
 
 def lay_out(job: Job, budgets: Sequence[Budget] = ()) -> Layout:
-    """What each tensor may become, and the shapes. The target's least codecs are offered where one of `budgets` cannot be met
-    without."""
+    """What each tensor may become, and the shapes. `budgets`: `Layout.offering`."""
     stream = BlockStream(job.checkpoint, dtype=compute_dtype(job.options["dtype"]))
     oriented = orientation(stream)
     shapes = {name: shape for name, (shape, _) in oriented.items()}
@@ -133,7 +132,7 @@ def check(job: Job, layout: Layout, budgets: Sequence[Budget], folder: Path) -> 
     stream, menu = layout.stream, layout.menu
     for budget in budgets:
         check_runtime(budget, job.kind)
-    if len(budgets) == 1 and job.kind.name != "archive":
+    if len(budgets) == 1 and job.kind.name != "archive" and any(menu.codecs.values()):
         units = layout.units(job, menu)
         if plan := only_plan(budgets[0], units, job.checkpoint, job.kind):
             menu = menu.only(plan_of(units, plan))

@@ -210,7 +210,7 @@ def _reached(found: Statistics, budget: Budget) -> Reached:
 
         return fill(gathered, budget, kind, found.spectra, found.reference,  # type: ignore[arg-type]
                     [name for name, names in found.menu.codecs.items() if names])
-    units = offered(budget, found.units, gathered.checkpoint, kind)
+    units = found.units if found.job.options["only"] else offered(budget, found.units, gathered.checkpoint, kind)
     candidates, reference, costs = found.candidates, found.reference, found.costs
     points = verify_frontier(gathered, units, candidates, reference, budget, kind, costs)
     chosen, trained, swaps = reach(gathered, units, candidates, reference, budget, kind, points, costs)

@@ -58,7 +58,7 @@ class Reached:
 def menu_of(target: Target, checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, int]], keep: Sequence[str],
             only: Sequence[str] = (), *, least: bool = False) -> Menu:
     """What each tensor may become. keep: parts of names that stay as they are. only: these codecs instead of the menu.
-    least: the target's least ones, too.
+    least: the target's least ones beside its menu.
 
     Of the integer codecs one group size is taken: 64, or the next that divides the row. Raises SupremumError for a name
     in `only` that the target cannot hold, or not beside the others.
@@ -182,8 +182,8 @@ def meets(budget: Budget, units: Sequence[Unit], checkpoint: Checkpoint, target:
 
 
 def offered(budget: Budget, units: Sequence[Unit], checkpoint: Checkpoint, target: Target) -> list[Unit]:
-    """The units without the target's least codecs, where the budget can be met without: what other budgets are given beside
-    it changes nothing."""
+    """The units without the target's least codecs, where the size and the bits can be had without: what other budgets are
+    given beside this one changes nothing."""
     usual = [replace(unit, options=tuple(o for o in unit.options if o.codec not in target.least)) for unit in units]
     return usual if meets(budget, usual, checkpoint, target) else list(units)
 

@@ -93,10 +93,14 @@ def choose(units: Sequence[Unit], *, size: int | None = None, block_bytes: float
 @contextlib.contextmanager
 def _standard_output_kept() -> Iterator[None]:
     """HiGHS sometimes prints a line for its developers: what C code writes to standard output is dropped meanwhile."""
+    try:
+        ours = os.dup(1)
+    except OSError:  # there is none
+        yield
+        return
     flush = ctypes.CDLL(None).fflush
     sys.stdout.flush()
     flush(None)
-    ours = os.dup(1)
     with open(os.devnull, "wb") as nowhere:
         os.dup2(nowhere.fileno(), 1)
     try:

@@ -36,10 +36,11 @@ CONV1D = (".attn.c_attn.weight", ".attn.c_proj.weight", ".mlp.c_fc.weight", ".ml
 def architecture(config: Any) -> str:
     """llama.cpp's name for the model's architecture. Raises CheckpointError, listing what can be written."""
     found = (getattr(config, "architectures", None) or ["?"])[0]
+    pairs = getattr(config, "is_encoder_decoder", False)
     if found not in ARCHITECTURES:
         raise CheckpointError(
             f"{found} cannot be written as GGUF.",
-            f"This target holds {', '.join(ARCHITECTURES)}; try --target compressed-tensors.",
+            f"This target holds {', '.join(ARCHITECTURES)}; try --target {'archive' if pairs else 'compressed-tensors'}.",
         )
     return ARCHITECTURES[found]
 

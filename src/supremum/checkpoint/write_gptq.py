@@ -41,8 +41,9 @@ class GPTQTarget(CompressedTensorsTarget):
         prepared = self._prepare(checkpoint)
         found = checkpoint.config.architectures[0]
         if objective(found) != "next" or not prepared.inner or checkpoint.config.is_encoder_decoder:
+            other = "archive" if checkpoint.config.is_encoder_decoder else "compressed-tensors"
             raise CheckpointError(f"{found} is not a decoder with nn.Linear in its blocks, which GPTQ readers load.",
-                                  "Use --target compressed-tensors.")
+                                  f"Use --target {other}.")
         if name not in prepared.inner or shape_OI[0] % BLOCK:
             return []
         return [n for n in codecs.names() if CODEC.fullmatch(n) and codecs.fits(codecs.get(n), shape_OI)]

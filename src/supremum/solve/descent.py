@@ -90,7 +90,8 @@ def _refitted(target_BI: Tensor, codes_BI: Tensor, grid: Grid, change_BI: Tensor
     step_BI = target_BI - decode_grid(codec, codes_BI, new) - change_BI
     moved_BI = step_BI @ metric_II
     better_B = torch.linalg.vecdot(2 * missed_BI + moved_BI, step_BI) < 0
-    return pick_rows(better_B, new, grid), step_BI * better_B[:, None], moved_BI * better_B[:, None]
+    step_BI, moved_BI = (torch.where(better_B[:, None], change, 0.0) for change in (step_BI, moved_BI))
+    return pick_rows(better_B, new, grid), step_BI, moved_BI
 
 
 def _replace(grid: Grid, rows: Tensor, part: Grid) -> None:

@@ -24,6 +24,12 @@ from ..text.pairs import answering, begin
 READ = object()  # in a decoder call's arguments: the encoder's side of the hidden state
 
 
+def alone(found: Any) -> Tensor:
+    """The state of what a block gave, which may be more: T5's hand a bias of positions on."""
+    state_NTd: Tensor = found[0] if isinstance(found, tuple) else found
+    return state_NTd
+
+
 @dataclass(frozen=True)
 class Call:
     """One use of a block, in the model's own order: `block` is its name, the rest what it is called with."""
@@ -38,8 +44,7 @@ class Call:
 
     def output(self, block: Callable[..., Any], hidden_NTd: Tensor) -> Tensor:
         """What the block itself gives."""
-        found: Tensor = block(hidden_NTd, *self.args, **self.kwargs)
-        return found
+        return alone(block(hidden_NTd, *self.args, **self.kwargs))
 
     def join(self, hidden_NTd: Tensor, output_NTd: Tensor) -> Tensor:
         """The hidden state with what the block gave."""
@@ -67,9 +72,7 @@ class SideCall(Call):
         read_NTd, written_NTd = hidden_NTd[:, :start], hidden_NTd[:, start:]
         args = [read_NTd if value is READ else value for value in self.args]
         kwargs = {key: read_NTd if value is READ else value for key, value in self.kwargs.items()}
-        found = block(read_NTd if self.encoder else written_NTd, *args, **kwargs)
-        output_NTd: Tensor = found[0] if isinstance(found, tuple) else found
-        return output_NTd
+        return alone(block(read_NTd if self.encoder else written_NTd, *args, **kwargs))
 
     def join(self, hidden_NTd: Tensor, output_NTd: Tensor) -> Tensor:
         start = begin(self.windows_NT)

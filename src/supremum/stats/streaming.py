@@ -1,10 +1,11 @@
 """A model run block by block, so that one block's weights are in memory and not the model's.
 
 The model is Transformers' own module tree with its parameters on the meta device. Its repeated blocks (the largest
-ModuleList) are replaced by stand-ins that record the arguments they are called with: Transformers computes embeddings,
-positions and masks as always, and every block can then be run alone with exactly those arguments. This needs no table of
-architectures and follows models whose layers differ (Gemma's sliding windows) or repeat (ALBERT's shared layer). Of an
-encoder-decoder the blocks are the encoder's and then the decoder's; calls.py says what a call does with the hidden state.
+ModuleList) are replaced by stand-ins that record the arguments they are called with and hand their input on: Transformers
+computes embeddings, positions and masks as always, and every block can then be run alone with exactly those arguments.
+This needs no table of architectures and follows models whose layers differ (Gemma's sliding windows), repeat (ALBERT's
+shared layer) or are given a bias that the first of them computed (T5). Of an encoder-decoder the blocks are the encoder's
+and then the decoder's; calls.py says what a call does with the hidden state.
 
 Letters: N windows, T tokens of a window, d hidden size, V vocabulary.
 """
@@ -209,7 +210,10 @@ class BlockStream:
 
     def _called(self, name: str, hidden_NTd: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What the stack is told that a block gave. T5's first block of a side computes a bias of positions that the others
-        are given, so this one is run; the biases depend on places and masks alone."""
+        are given, so this one is run, on one window: a bias depends on places alone."""
+        def one(value: Any) -> Any:
+            return value[:1] if isinstance(value, Tensor) and len(value) == len(hidden_NTd) else value
+
         if self._given:
             given_NTd = self._given.get(name, hidden_NTd)
             return (given_NTd, None, None) if self._biased else given_NTd
@@ -222,7 +226,8 @@ class BlockStream:
             return hidden_NTd
         if name in self._biased:
             with torch.no_grad(), self.block(name) as block:
-                self._biases = block(hidden_NTd.detach(), *args, **kwargs)[1:]
+                self._biases = block(one(hidden_NTd.detach()), *map(one, args),
+                                     **{key: one(value) for key, value in kwargs.items()})[1:]
         return (hidden_NTd, *self._biases)
 
     # -- the two sides of an encoder-decoder ------------------------------------------------------------------------
