@@ -93,6 +93,11 @@ def auto_class(name: str) -> str:
     return next((auto for end, auto in AUTO_CLASSES.items() if name.endswith(end)), name)
 
 
+def has_position_bias(module: torch.nn.Module) -> bool:
+    """Whether a model or a block computes a bias of relative positions, as T5's do."""
+    return any(name.endswith("relative_attention_bias") for name, _ in module.named_modules())
+
+
 def check_sizes(settings: Mapping[str, Any], path: Path, tensors: int) -> None:
     """Refuse sizes that no model has, before a config or a module is built from them.
 

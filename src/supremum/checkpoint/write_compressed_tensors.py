@@ -38,7 +38,7 @@ from ..codecs import Coded
 from ..codecs.layout import Layout
 from ..errors import CheckpointError
 from ..workspace import write_atomic
-from .architecture import auto_class, objective
+from .architecture import auto_class, has_position_bias, objective
 from .hf import INDEX, SINGLE, tokenizer_files
 from .safetensors_file import DTYPES
 from .targets import plan_of
@@ -54,10 +54,10 @@ class Prepared:
     """What does not depend on the plan: the linear layers of the blocks, and the small files."""
 
     def __init__(self, checkpoint: Any) -> None:
-        modules = dict(checkpoint.skeleton().named_modules())
-        linears = [name for name, module in modules.items() if type(module) is nn.Linear]
+        skeleton = checkpoint.skeleton()
+        linears = [name for name, module in skeleton.named_modules() if type(module) is nn.Linear]
         self.linears = linears
-        self.t5 = any(name.endswith("relative_attention_bias") for name in modules)
+        self.t5 = has_position_bias(skeleton)
         self.inner = {f"{name}.weight" for name in linears if re.search(r"\.\d+\.", f".{name}.")}
         self.files: dict[str, bytes] = {}
         if checkpoint.format == "gguf":

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from ..checkpoint import Checkpoint
-from ..checkpoint.architecture import objective
+from ..checkpoint.architecture import has_position_bias, objective
 from ..codecs.activations import round_inputs
 from ..errors import CheckpointError
 from ..text.pairs import inputs
@@ -82,7 +82,7 @@ class BlockStream:
         self._calls: list[Call] = []
         self._entries: list[Tensor] = []  # what enters the first block, of the encoder and of the decoder
         self._given: dict[str, Tensor] = {}  # block name -> what it gives, where only what follows it matters
-        self._biased = [name for name in self.blocks if _has_bias(self.blocks[name])]  # blocks that compute a bias of places
+        self._biased = [name for name, block in self.blocks.items() if has_position_bias(block)]
         self._biases: tuple[Any, ...] = (None, None)  # what the last of them handed on: for its own side, and for the other
         if self.pairs:
             self._check_sides()
@@ -313,10 +313,6 @@ def _repeated_blocks(model: nn.Module, part: nn.Module) -> tuple[str, nn.ModuleL
                               "Supremum works on transformer decoders and encoders.")
     _, _, name, blocks = max(lists, key=lambda item: item[:2])
     return name, blocks
-
-
-def _has_bias(block: nn.Module) -> bool:
-    return any(name.endswith("relative_attention_bias") for name, _ in block.named_modules())
 
 
 def linears(block: nn.Module) -> dict[str, nn.Module]:
