@@ -39,7 +39,7 @@ from supremum.checkpoint import open_checkpoint
 from supremum.measure.scores import Comparison
 from supremum.progress import track
 from supremum.stats.calls import Call
-from supremum.stats.fisher import fisher, fisher_file
+from supremum.stats.fisher import fisher
 from supremum.stats.streaming import BlockStream, linears, set_weight
 from supremum.stats.sweep import hidden_file, run_block, sweep
 from supremum.text.windows import read_windows, spread
@@ -68,7 +68,7 @@ class Forms:
         self._block = ""
 
     def changes(self, name: str) -> dict[str, Tensor]:
-        """dW of every code, as `stats.fisher` asks for it; a new block's first layer closes the block before."""
+        """dW of every code; a new block's first layer closes the block before."""
         block = next((b for b in self.codes.blocks if name.startswith(f"{b}.")), "")
         if not block:
             return {}
@@ -97,8 +97,8 @@ class Forms:
         handles = [layer.register_forward_hook(self._hook(f"{block}.{inner}.weight"))
                    for block, module in statistics.stream.blocks.items() for inner, layer in linears(module).items()]
         try:
-            fisher(statistics.stream, statistics.windows, statistics.workspace, self.changes,
-                   length=statistics.windows.shape[1], seed=seed)
+            fisher(statistics.stream, statistics.windows, statistics.workspace, length=statistics.windows.shape[1],
+                   seed=seed)
         finally:
             for handle in handles:
                 handle.remove()
@@ -106,18 +106,15 @@ class Forms:
         return self.values
 
     def close(self) -> None:
-        """K-FAC of the block that was just done, and its products from `stats.fisher`'s own file."""
+        """K-FAC of the block that was just done."""
         if not self._block:
             return
         sums, keys = self.statistics.moments(self._block)
-        k = next(k for k, call in enumerate(self.statistics.calls) if call.block == self._block)
-        products = self.statistics.workspace.load(fisher_file(k))
         for layer, key in keys.items():
             name = f"{self._block}.{layer}.weight"
             for code, change_OI in self._changes[name].items():
                 image_OO = change_OI @ sums[key] @ change_OI.T
                 self.values[f"K-FAC|{name}|{code}"] = 0.5 * (self._fisher[name] * image_OO).sum((1, 2))
-                self.values[f"sequence|{name}|{code}"] = products[f"v|{layer}|{code}"]
         self.values |= {key: torch.cat(parts) for key, parts in self._parts.items()}
         self._parts.clear()
         self._fisher.clear()
@@ -136,6 +133,7 @@ class Forms:
         for code, change_OI in self._fast[name].items():
             product_NTO = g_NTO * (x_NTI @ change_OI.T).float()
             self._parts[f"per token|{name}|{code}"].append(0.5 * product_NTO.sum(-1).square().mean(1))
+            self._parts[f"sequence|{name}|{code}"].append(product_NTO.sum((1, 2)))
             self._parts[f"element-wise|{name}|{code}"].append(0.5 * product_NTO.square().sum(-1).mean(1))
         total = len(self.statistics.windows)
         own_KOO = self._fisher.setdefault(name, torch.zeros(GROUPS, g_NTO.shape[-1], g_NTO.shape[-1]))

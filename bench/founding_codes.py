@@ -47,7 +47,7 @@ class Codes:
         self.statistics, self.seed = statistics, seed
         self.oriented = orientation(statistics.stream)
         self.blocks = list(statistics.stream.blocks)
-        fisher(statistics.stream, statistics.windows, statistics.workspace, lambda name: {},
+        fisher(statistics.stream, statistics.windows, statistics.workspace,
                length=statistics.windows.shape[1], seed=seed)
         spectra = [s for block in track(self.blocks, "eigenbases") for s in self._eigen(block)]
         self.limit = {bits: Curve(spectra).level_at_bits(bits) for bits in LIMIT}

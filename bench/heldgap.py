@@ -107,7 +107,7 @@ def main(arguments: list[str] | None = None) -> None:
         say(sides[0].line())
         held_out = gather(checkpoint, workspace_of(folder / "held-out", others_NT, others_NT), text=[args.text],
                           tokens=args.tokens, seed=args.seed, dtype=args.dtype)
-        gather_fisher(held_out, None, args.seed)
+        gather_fisher(held_out, args.seed)
         sides.append(Side.of("held-out", own(held_out, file)))
         say(sides[1].line())
     gap, layers = (getattr(sides[1], name) - getattr(sides[0], name) for name in ("gap", "layers_gap"))

@@ -88,7 +88,7 @@ def main() -> None:
         work = args.work or Path(temporary)
         found = {text: Statistics(stream, windows, work / text.replace(" ", "-")) for text, windows in texts.items()}
         for seed, statistics in enumerate(found.values()):
-            fisher(stream, statistics.windows, statistics.workspace, lambda name: {}, length=args.length, seed=seed)
+            fisher(stream, statistics.windows, statistics.workspace, length=args.length, seed=seed)
         layers = [layer for k in wanted for layer in layers_of(blocks[k], found)]
     lines = ["| B | bits | promised | other windows | held-out text | bits between |", "|---" * 6 + "|"]
     for kind in ("raw", "shrunk"):

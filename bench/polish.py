@@ -265,7 +265,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         workspace = Workspace(Path(folder) / "work", {})
         gathered = gather(checkpoint, workspace, text=[args.calibration], tokens=args.tokens, seed=0, dtype="float32")
-        gather_fisher(gathered, None, 0)
+        gather_fisher(gathered, 0)
         stream = gathered.stream
         test_NT = read_windows(checkpoint, [args.test], length=gathered.windows.shape[1], wanted=args.windows)[:args.windows]
         chosen = [f"{gathered.calls[k].block}." for k in args.blocks]

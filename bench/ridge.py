@@ -50,7 +50,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         workspace = Workspace(Path(folder) / "work", {})
         gathered = gather(checkpoint, workspace, text=[args.calibration], tokens=args.tokens, seed=0, dtype="auto")
-        gather_fisher(gathered, None, 0)
+        gather_fisher(gathered, 0)
         stream = gathered.stream
         plan = {name: args.codec for name in gathered.shapes if name not in stream.tables()}
         reference = final_hidden(stream, test)

@@ -179,7 +179,7 @@ def main(arguments: list[str] | None = None) -> None:
         workspace = Workspace(Path(folder) / "work", {})
         gathered, forward = timed(lambda: gather(checkpoint, workspace, text=[args.calibration], tokens=args.tokens,
                                                  seed=args.seed, dtype=args.dtype))
-        _, backward = timed(lambda: gather_fisher(gathered, None, args.seed))
+        _, backward = timed(lambda: gather_fisher(gathered, args.seed))
         say("| stage | KL, held-out | KL, test text | CPU s | more | KL a minute |\n|---|---|---|---|---|---|")
         rows = stages(gathered, args.only, test_NT, (forward, backward), say)
     if args.json:

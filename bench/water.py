@@ -60,7 +60,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         workspace = Workspace(Path(scratch) / "work", {})
         gathered = gather(checkpoint, workspace, text=[args.calibration], tokens=args.tokens, seed=0, dtype="auto")
-        gather_fisher(gathered, None, 0)
+        gather_fisher(gathered, 0)
         names = [name for name in gathered.shapes if name not in gathered.stream.tables()]
         weights = sum(gathered.shapes[name][0] * gathered.shapes[name][1] for name in names)
         level = 2.0 ** Curve(list(gathered.spectra())).level_at_bits(args.bits - fill.START_BITS)

@@ -14,7 +14,7 @@ from supremum.fill import OUTPUT_DAMPING, _solve_table
 from supremum.gather import gather, gather_fisher
 from supremum.pipeline import store_without_loss
 from supremum.report import read_document
-from supremum.stats.fisher import shrunk
+from supremum.stats.fisher import HEAD_FISHER, shrunk
 from supremum.stats.sweep import HEAD_MOMENTS
 from supremum.workspace import Workspace
 
@@ -142,12 +142,12 @@ def test_rows_of_tables_are_as_fine_as_they_matter(tied, tiny_model, text, tmp_p
     checkpoint = open_checkpoint(tiny_model("llama", "bfloat16", tie_word_embeddings=tied))
     workspace = Workspace(tmp_path / "work", {})
     gathered = gather(checkpoint, workspace, text=[text], tokens=4096, seed=0, dtype="float32")
-    gather_fisher(gathered, None, 0)
+    gather_fisher(gathered, 0)
     embedding, head = gathered.stream.table_names()
     assert (embedding == head) == tied
     often_O = torch.bincount(gathered.windows.flatten(), minlength=len(gathered.weight(embedding))).double() + 0.5
-    found = workspace.load("fisher/tables.safetensors")
-    fisher = shrunk(found[f"B|{head}"].double(), float(found[f"r|{head}"]))
+    found = workspace.load(HEAD_FISHER)
+    fisher = shrunk(found["B|head"].double(), float(found["r|head"]))
     fisher_O = fisher.diagonal() if fisher.ndim == 2 else fisher
     matters = {embedding: often_O / often_O.mean()}
     if tied:

@@ -133,7 +133,7 @@ def gathered(tiny_model, text, tmp_path_factory):  # noqa: F811
     model = tiny_model("llama", "bfloat16", hidden_size=256, intermediate_size=256)
     found = gather(open_checkpoint(model), Workspace(tmp_path_factory.mktemp("gap"), {}), text=[text], tokens=4096, seed=0,
                    dtype="float32")
-    gather_fisher(found, None, 0)
+    gather_fisher(found, 0)
     return found
 
 

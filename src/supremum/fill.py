@@ -35,7 +35,7 @@ from .solve.candidates import Matrix, read_matrix, save_matrices
 from .solve.final import solve_final
 from .solve.gains import Trained, train_gains
 from .solve.water import Outputs, Spread, Watered, water
-from .stats.fisher import gradient_file, shrunk
+from .stats.fisher import HEAD_FISHER, gradient_file, shrunk
 from .stats.sweep import HEAD_MOMENTS, moments
 from .text.pairs import answering
 
@@ -257,9 +257,9 @@ def _solve_table(gathered: Gathered, name: str, level: float) -> dict[str, Water
     weight_OI = gathered.weight(name)
     metric_II, rows_O = torch.zeros(weight_OI.shape[1], weight_OI.shape[1]), torch.zeros(len(weight_OI), dtype=torch.float64)
     if name == head:
-        tables = gathered.workspace.load("fisher/tables.safetensors")
+        found = gathered.workspace.load(HEAD_FISHER)
         moment_II = gathered.workspace.load(HEAD_MOMENTS)["S"]
-        fisher = shrunk(tables[f"B|{name}"], float(tables[f"r|{name}"])).double()
+        fisher = shrunk(found["B|head"], float(found["r|head"])).double()
         fisher_O = fisher.diagonal() if fisher.ndim == 2 else fisher
         metric_II += moment_II * float(fisher_O.mean())
         rows_O += fisher_O * float(moment_II.trace())

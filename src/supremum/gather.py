@@ -1,4 +1,4 @@
-"""What every job needs first: text as windows, the forward sweep, candidates, and the backward sweep that prices them."""
+"""What every job needs first: text as windows, the sweeps forward and back, and candidates."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ from .workspace import Workspace, write_atomic
 
 TOKENS, HELD_OUT_TOKENS = 16384, 4096
 LENGTH = 512  # tokens of a window
-PRICED = "priced.json"  # the candidates that are solved and priced, by tensor name
+MENU = "menu.json"  # codec names of the candidates by tensor name
+PRICES, TABLES = "prices.json", "tables.json"  # damages of those of the blocks; of the embedding and the head
 
 
 @dataclass
@@ -97,19 +98,6 @@ class Gathered:
                     total[key] = total[key] + value if key in total else value
         return total
 
-    def products(self) -> dict[tuple[str, str], Tensor]:
-        """<G_s, dW> of every candidate, of the sequences that price them, by (tensor name, codec name)."""
-        found: dict[tuple[str, str], Tensor] = {}
-        for block in self.stream.blocks:
-            for key, value in self.block_fisher(block, "v|").items():
-                _, layer, codec = key.split("|")
-                found[self.inner(block, layer), codec] = value
-        for key, value in self.workspace.load("fisher/tables.safetensors").items():
-            if key.startswith("v|"):
-                _, name, codec = key.split("|")
-                found[name, codec] = value
-        return found
-
 
 def window_length(checkpoint: Checkpoint) -> int:
     """Tokens of a calibration window."""
@@ -165,14 +153,12 @@ def gather(checkpoint: Checkpoint, workspace: Workspace, *, text: list[str], tok
 
 
 def fit_leftovers(workspace: Workspace, menu: Mapping[str, list[str]]) -> None:
-    """Free what a killed run of another budget left that this one, with candidates of `menu` (empty: none), could not use.
-    It serves where it priced the same candidates; finished, also where none are needed."""
-    left = workspace.json(PRICED, lambda: menu)  # null: was about to go
-    if left != menu and not (left and not menu and workspace.has("fisher/tables.safetensors")):
-        write_atomic(workspace.path(PRICED), b"null")
-        for pattern in ("candidates/*", "fisher/*", "gradient/*"):
+    """Free the candidates that a killed run of another budget left, unless they are those of `menu`."""
+    if workspace.json(MENU, lambda: menu) != menu:
+        write_atomic(workspace.path(MENU), b"null")  # they are about to go
+        for pattern in ("candidates/*", PRICES, TABLES):
             workspace.remove(pattern)
-        write_atomic(workspace.path(PRICED), json.dumps(menu).encode())
+        write_atomic(workspace.path(MENU), json.dumps(menu).encode())
 
 
 def solve_candidates(gathered: Gathered, menu: Mapping[str, list[str]]) -> Candidates:
@@ -194,15 +180,9 @@ def solve_candidates(gathered: Gathered, menu: Mapping[str, list[str]]) -> Candi
     return candidates
 
 
-def gather_fisher(gathered: Gathered, candidates: Candidates | None, seed: int) -> None:
-    """The backward sweep, pricing the candidates."""
-    changes = candidates.changes if candidates is not None else lambda name: {}
-    fisher(gathered.stream, gathered.windows, gathered.workspace, changes, length=gathered.windows.shape[1], seed=seed)
-
-
-def price(product_N: Tensor, length: float) -> float:
-    """Predicted KL, nats a token: 1/2 E_s[<G_s, dW>^2] / T."""
-    return 0.5 * float(product_N.double().square().mean()) / length
+def gather_fisher(gathered: Gathered, seed: int) -> None:
+    """The backward sweep."""
+    fisher(gathered.stream, gathered.windows, gathered.workspace, length=gathered.windows.shape[1], seed=seed)
 
 
 def work_folder(out: Path) -> Path:

@@ -1,6 +1,6 @@
 """The main job: a model and a budget in, a smaller model in a standard format out, with the limit and the proof.
 
-    open -> gather (text, moments, candidates, Fisher) -> price -> plan -> verify and refit
+    open -> gather (text, moments, Fisher) -> candidates -> price -> plan -> verify and refit
          -> solve -> train gains -> write -> prove
 
 An archive has no formats to choose among: from the Fisher it goes to one water level for all layers (fill.py). Where the
@@ -141,11 +141,12 @@ def statistics(job: Job, layout: Layout, workspace: Workspace, budget: Budget | 
     archive, tables = job.kind.name == "archive", gathered.stream.tables()
     units = [] if archive else layout.units(job, menu)
     plan = only_plan(budget, units, job.checkpoint, job.kind) if budget and units else None
-    fit_leftovers(workspace, {} if archive or plan else menu.codecs)
-    candidates = None if archive or plan else solve_candidates(gathered, menu.codecs)
-    gather_fisher(gathered, candidates, job.seed)
-    if candidates:
-        units = units_of(job.checkpoint, job.kind, menu, layout.shapes, tables, prices(gathered), costs)
+    gather_fisher(gathered, job.seed)
+    candidates = None
+    if not (archive or plan):
+        fit_leftovers(workspace, menu.codecs)
+        candidates = solve_candidates(gathered, menu.codecs)
+        units = units_of(job.checkpoint, job.kind, menu, layout.shapes, tables, prices(gathered, candidates), costs)
     reference = workspace.tensors("reference.safetensors",
                                   lambda: {"h": final_hidden(gathered.stream, gathered.held_out)})["h"]
     return Statistics(job, gathered, menu, units, candidates, plan, costs, reference, smoothing)
@@ -200,8 +201,9 @@ def _reached(found: Statistics, budget: Budget) -> Reached:
     if found.plan is not None:
         plan = plan_of(found.units, found.plan)
         trained = solve_and_train(gathered, plan, None, found.reference, f"{budget.name}/solved0")
-        units = units_of(gathered.checkpoint, kind, found.menu.only(plan), gathered.shapes, gathered.stream.tables(),
-                         damages(gathered, trained.coded, f"{budget.name}/damages.json"))
+        menu = found.menu.only(plan)
+        nats = damages(gathered, menu.codecs, lambda name, codec: trained.coded[name].decode(), f"{budget.name}/damages.json")
+        units = units_of(gathered.checkpoint, kind, menu, gathered.shapes, gathered.stream.tables(), nats)
         chosen = [min(unit.options, key=lambda option: option.nbytes) for unit in units]
         size = kind.size(gathered.checkpoint, plan)
         return Reached(units, chosen, trained, [], found.spectra, size, priced=False)
@@ -224,7 +226,7 @@ def measure_limits(model: str | Path, *, text: list[str] | None = None, tokens: 
     with tempfile.TemporaryDirectory(prefix="supremum-") as folder:
         workspace = Workspace(Path(folder), {})
         gathered = gather(checkpoint, workspace, text=text or [], tokens=tokens, seed=seed, dtype=dtype)
-        gather_fisher(gathered, None, seed)
+        gather_fisher(gathered, seed)
         return limits(checkpoint, list(gathered.spectra()))
 
 
@@ -235,7 +237,7 @@ def measure_gap(model: str | Path, reference: str | Path, *, text: list[str] | N
     with tempfile.TemporaryDirectory(prefix="supremum-") as folder:
         workspace = Workspace(Path(folder), {})
         gathered = gather(original, workspace, text=text or [], tokens=tokens, seed=seed, dtype=dtype)
-        gather_fisher(gathered, None, seed)
+        gather_fisher(gathered, seed)
         return gap_of(gathered, file)
 
 

@@ -55,7 +55,7 @@ def test_equal_weights_give_the_moments_of_the_sweep(bench: Any, tiny_model: Any
                                                      monkeypatch: pytest.MonkeyPatch) -> None:
     gathered = gather(open_checkpoint(tiny_model("llama")), Workspace(tmp_path / "work", {}), text=[str(text)], tokens=1024,
                       seed=0, dtype="float32")
-    gather_fisher(gathered, None, 0)
+    gather_fisher(gathered, 0)
     sums, keys = moments(gathered.workspace, gathered.calls, gathered.calls[1].block)
     other = bench.weighted(gathered, 1, keys)
     assert set(other) == set(sums) and all((other[key] - sums[key]).norm() > 0.01 * sums[key].norm() for key in sums)

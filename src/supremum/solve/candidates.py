@@ -93,10 +93,3 @@ class Candidates:
     def coded(self, plan: Mapping[str, str]) -> LazyCoded:
         """The plan (tensor name -> codec name) made of the candidates."""
         return LazyCoded(plan, lambda name: self.get(name, plan[name]))
-
-    def changes(self, name: str) -> dict[str, Tensor]:
-        """dW = decoded - original, (O, I) float32, of every candidate."""
-        if not self.menu.get(name):
-            return {}
-        weight_OI = self.weight(name)
-        return {codec: self.get(name, codec).decode() - weight_OI for codec in self.menu[name]}

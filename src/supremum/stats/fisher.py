@@ -4,7 +4,7 @@ With labels y sampled from the model's own prediction and g = d log p(y) / d(lay
 
     B = E[g g^T]                      (O, O) per token, or its diagonal: the output Fisher
     w_t = |g_t|                       what a token's error in a layer's input weighs
-    KL(dW) ~ 1/2 E_s[<G_s, dW>^2] / T    nats a token; G_s = sum_t g_t x_t^T of sequence s, T its length
+    KL(dW) ~ 1/2 tr(B dW S dW^T)      nats a token, S = E[x x^T]: what a change of a layer's weight costs (K-FAC)
 
 B is a mean over few sequences, and the tokens of one are alike: its small eigenvalues come out too small, which a limit
 drawn from them would promise to use. `shrunk` mixes in the share r of mean(diag B) I that loses least in Frobenius norm
@@ -15,17 +15,14 @@ drawn from them would promise to use. `shrunk` mixes in the share r of mean(diag
 The weights stand in the second moment of the final solve, E[w x x^T], for what B (x) S leaves out: that g and x go together
 (GuidedQuant, arXiv 2505.07004, takes |g_t|^2; of one drawn label that is mostly noise, and its root does better here).
 
-The sequence form of the KL is exact to second order for the sampled sequences: given the text, scores of different
-positions are uncorrelated. G_s is formed for a few sequences of one layer at a time and only its inner products with the
-candidates' changes are kept, of about PRICED sequences: more would hardly tell two formats better apart. A model without a
-vocabulary head is read as a Gaussian around its output with the output's own variance: KL is then half the relative squared
-error summed over features.
+A model without a vocabulary head is read as a Gaussian around its output with the output's own variance: KL is then half the
+relative squared error summed over features.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -37,11 +34,9 @@ from ..workspace import Workspace
 from .streaming import BlockStream, linears
 from .sweep import accumulate, batches, hidden_file
 
-SEQUENCES, CHUNK = 8, 1 << 16  # of weight gradients: sequences, and weights of each, that are worked on at one time
-PRICED, SHARED = 32, 8  # sequences, spread evenly over all, that candidates are priced on, and that say how B is shrunk
+SHARED = 8  # sequences, spread evenly over all, that say how B is shrunk
+HEAD_FISHER = "fisher/head.safetensors"
 FULL_FISHER = 4096  # outputs up to which B is kept whole; beyond, its diagonal
-
-Changes = Callable[[str], Mapping[str, Tensor]]  # tensor name -> (codec name -> dW (O, I)) of its candidates
 
 
 def fisher_file(call: int) -> str:
@@ -70,43 +65,35 @@ def gaussian_score(output: Tensor, generator: torch.Generator) -> Tensor:
     return (noise / variance.sqrt()).to(output.dtype)
 
 
-class _Watch:
-    """Keeps the input and output gradient of every linear layer during one backward pass."""
+@contextlib.contextmanager
+def _gradients(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
+    """Within the context a backward pass leaves the output gradient of every layer in what is yielded."""
+    found: dict[str, Tensor] = {}
 
-    def __init__(self) -> None:
-        self.inputs: dict[str, Tensor] = {}
-        self.gradients: dict[str, Tensor] = {}
+    def hook(name: str) -> Any:
+        def keep(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            output.register_hook(lambda gradient: found.__setitem__(name, gradient.detach()))
+        return keep
 
-    @contextlib.contextmanager
-    def on(self, layers: Mapping[str, nn.Module]) -> Iterator[_Watch]:
-        handles = [layer.register_forward_hook(self._hook(name)) for name, layer in layers.items()]
-        try:
-            yield self
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def _hook(self, name: str) -> Any:
-        def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            self.inputs[name] = args[0].detach()
-            output.register_hook(lambda gradient: self.gradients.__setitem__(name, gradient.detach()))
-        return hook
+    handles = [layer.register_forward_hook(hook(name)) for name, layer in layers.items()]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
-def fisher(stream: BlockStream, windows_NT: Tensor, workspace: Workspace, changes: Changes, *, length: int,
-           seed: int) -> None:
+def fisher(stream: BlockStream, windows_NT: Tensor, workspace: Workspace, *, length: int, seed: int) -> None:
     """Backward through all blocks over the first `length` tokens of each window; `sweep` must have run.
 
     Files: fisher/K holds for each linear layer of call K "B|layer" ((O, O) or (O,)), "r|layer" its share for `shrunk`,
-    "w|layer" (N, length) its positions' weights |g_t|, and "v|layer|codec" the inner products <G_s, dW> of about PRICED
-    sequences. fisher/tables holds the same of the head and the embedding by their tensor names.
+    and "w|layer" (N, length) its positions' weights |g_t|. fisher/head holds B and its share of the head, where there is one.
     """
     windows_NT = windows_NT[:, :length]
     calls, answers = stream.calls(windows_NT), int(answering(windows_NT).sum()) / len(windows_NT)
     depth = len(calls)
-    embedding, head = stream.table_names()
-    if not workspace.has("fisher/head.safetensors"):
-        _head(stream, windows_NT, workspace, _flat(stream, changes, head) if head else {}, answers, seed, depth)
+    if not workspace.has(HEAD_FISHER):
+        _head(stream, windows_NT, workspace, answers, seed, depth)
     reached = next(k for k in range(depth + 1) if workspace.has(gradient_file(k)))
     for k in track(range(reached - 1, -1, -1), "gather Fisher"):
         call = calls[k]
@@ -117,30 +104,24 @@ def fisher(stream: BlockStream, windows_NT: Tensor, workspace: Workspace, change
         with stream.block(call.block) as block:
             layers = linears(block)
             for part in batches(hidden_NTd):
-                watch, some = _Watch(), call.at(part)
-                with watch.on(layers):
+                some = call.at(part)
+                with _gradients(layers) as watch:
                     entry = hidden_NTd[part].detach().requires_grad_(True)
                     with torch.enable_grad():
                         output = some.run(block, entry)
                         lower.append(torch.autograd.grad(output, entry, upper_NTd[part])[0])
                 for name in layers:
-                    g_NTO, x_NTI = watch.gradients[name], watch.inputs[name]
+                    g_NTO = watch[name]
                     _add_fisher(found, f"B|{name}", g_NTO, _some(part, len(windows_NT), SHARED))
                     _append(found, f"w|{name}", torch.linalg.vector_norm(g_NTO.float(), dim=-1))
-                    priced = _some(part, len(windows_NT), PRICED)
-                    _add_products(found, name, g_NTO[priced], x_NTI[priced],
-                                  _flat(stream, changes, f"{call.block}.{name}.weight"))
         _mean(found, len(windows_NT), answers)
         workspace.save(fisher_file(k), found)
         workspace.save(gradient_file(k), {"g": torch.cat(lower)})
         workspace.remove(gradient_file(k + 1))
-    if not workspace.has("fisher/tables.safetensors"):
-        _tables(stream, windows_NT, workspace, changes(embedding))
 
 
-def _head(stream: BlockStream, windows_NT: Tensor, workspace: Workspace, changes: Mapping[str, Tensor], answers: float,
-          seed: int, depth: int) -> None:
-    """Gradient at the last hidden state; of the head itself, diag B and the inner products, window by window."""
+def _head(stream: BlockStream, windows_NT: Tensor, workspace: Workspace, answers: float, seed: int, depth: int) -> None:
+    """Gradient at the last hidden state, and the head's own Fisher, window by window."""
     hidden_NTd = workspace.load(hidden_file(depth))["h"][:, :windows_NT.shape[1]]
     answers_NT = answering(windows_NT)
     found: dict[str, Tensor] = {}
@@ -150,41 +131,16 @@ def _head(stream: BlockStream, windows_NT: Tensor, workspace: Workspace, changes
         for n in track(range(len(hidden_NTd)), "Fisher of the head"):
             part = slice(n, n + 1)
             generator = torch.Generator().manual_seed(seed * 1_000_003 + n)
-            watch = _Watch()
-            with watch.on({"head": layer} if layer is not None else {}), torch.enable_grad():
+            with _gradients({"head": layer} if layer is not None else {}) as watch, torch.enable_grad():
                 entry = hidden_NTd[part].detach().requires_grad_(True)
                 output = head(entry[:, answers_NT[n]])
                 upper = score(output, generator) if layer is not None else gaussian_score(output, generator)
                 gradients.append(torch.autograd.grad(output, entry, upper)[0])
             if layer is not None:
-                g_NTO, priced = watch.gradients["head"], _some(part, len(hidden_NTd), PRICED)
-                _add_fisher(found, "B|head", g_NTO, _some(part, len(hidden_NTd), SHARED))
-                _add_products(found, "head", g_NTO[priced], watch.inputs["head"][priced], changes)
+                _add_fisher(found, "B|head", watch["head"], _some(part, len(hidden_NTd), SHARED))
     _mean(found, len(windows_NT), answers)
     workspace.save(gradient_file(depth), {"g": torch.cat(gradients)})
-    workspace.save("fisher/head.safetensors", found or {"none": torch.zeros(1)})
-
-
-def _tables(stream: BlockStream, tokens_NT: Tensor, workspace: Workspace, changes: Mapping[str, Tensor]) -> None:
-    """The embedding's inner products, sum_t g_t . dE[token_t], added to the head's where the two are one table."""
-    embedding, head = stream.table_names()
-    found = {key.replace("|head", f"|{head}"): value for key, value in workspace.load("fisher/head.safetensors").items()
-             if "|head" in key}
-    if changes:
-        priced = _some(slice(0, len(tokens_NT)), len(tokens_NT), PRICED)
-        tokens_NT, upper_NTd = tokens_NT[priced], workspace.load(gradient_file(0))["g"][priced]
-        gradient_NTe = torch.cat([stream.embedding_gradient(tokens_NT[part], upper_NTd[part]).float()
-                                  for part in batches(tokens_NT)])
-    for codec, change_Ve in changes.items():
-        key = f"v|{embedding}|{codec}"
-        looked_up = (gradient_NTe * change_Ve[tokens_NT.clamp(min=0)].float()).sum((1, 2))
-        found[key] = found[key] + looked_up if key in found else looked_up
-    workspace.save("fisher/tables.safetensors", found)
-
-
-def _flat(stream: BlockStream, changes: Changes, name: str) -> dict[str, Tensor]:
-    """One tensor's candidates as vectors of the compute dtype; asked for again in each batch, so that only they are held."""
-    return {codec: change.flatten().to(stream.dtype) for codec, change in changes(name).items()}
+    workspace.save(HEAD_FISHER, found or {"none": torch.zeros(1)})
 
 
 def shrunk(fisher: Tensor, share: float) -> Tensor:
@@ -214,7 +170,7 @@ def _add_fisher(found: dict[str, Tensor], key: str, g_NTO: Tensor, shared: slice
 
 
 def _mean(found: dict[str, Tensor], sequences: int, length: float) -> None:
-    """Sums over tokens become means, norms become shares; inner products stay as they are. length: answers of a sequence."""
+    """Sums over tokens become means, norms become shares. length: answers of a sequence."""
     for key in [key for key in found if key.startswith("B|")]:
         found[key] /= sequences * length
         if (norm := found.pop(f"norm|{key}", None)) is None:
@@ -223,20 +179,6 @@ def _mean(found: dict[str, Tensor], sequences: int, length: float) -> None:
         square, trace = fisher.square().sum(), fisher.sum() if fisher.ndim == 1 else fisher.diagonal().sum()
         noise = (norm.mean() / length ** 2 - square) / sequences
         found[key.replace("B|", "r|")] = (noise / (square - trace ** 2 / len(fisher)).clamp_min(1e-300)).clamp(0, 1).view(1)
-
-
-def _add_products(found: dict[str, Tensor], name: str, g_NTO: Tensor, x_NTI: Tensor, changes: Mapping[str, Tensor],
-                  ) -> None:
-    """<G_s, dW> of each sequence; the weight gradients of SEQUENCES of them at a time are held."""
-    for g_sTO, x_sTI in zip(g_NTO.split(SEQUENCES), x_NTI.split(SEQUENCES), strict=True) if changes and len(g_NTO) else ():
-        gradient_sP = torch.bmm(g_sTO.transpose(1, 2), x_sTI).flatten(1)
-        total_Cs = torch.zeros(len(changes), len(gradient_sP))
-        for start in range(0, gradient_sP.shape[1], CHUNK):  # what is in float32 at one time stays in the caches
-            part = slice(start, start + CHUNK)
-            stacked_Cp = torch.stack([change[part] for change in changes.values()])
-            total_Cs += stacked_Cp.float() @ gradient_sP[:, part].float().T
-        for codec, value_s in zip(changes, total_Cs, strict=True):
-            _append(found, f"v|{name}|{codec}", value_s)
 
 
 def _append(found: dict[str, Tensor], key: str, value: Tensor) -> None:
