@@ -485,3 +485,23 @@ def test_limits_of_a_model(tiny_model, text):
     curve = found["information"]["curve"]
     assert all(a[0] < b[0] and a[1] > b[1] for a, b in itertools.pairwise(curve))
     assert json.dumps(found) and found["hardware"]["ceilings"]
+
+
+@pytest.mark.parametrize(("target", "bits", "only"), [
+    ("compressed-tensors", 4.3, ["int4-g64"]), ("gguf", 6, None), ("archive", 3, None)])
+def test_quick_trains_nothing_and_is_still_what_it_says(tiny_model, text, tmp_path, monkeypatch, target, bits, only):
+    """One plan, a choice of formats, and a water level: no final solve, and the file has the KL that was measured."""
+    monkeypatch.setattr("supremum.reach.solve_final", Mock(side_effect=AssertionError))
+    monkeypatch.setattr("supremum.fill.solve_final", Mock(side_effect=AssertionError))
+    model = tiny_model("llama", hidden_size=128, intermediate_size=256)
+    options = {"target": target, "only": only, "keep": ["embed", "lm_head"]}
+    found = run(model, text, tmp_path / "out", Budget(bits=bits), quick=True, **options).document
+    assert found["proof"]["passed"] and found["result"]["gains"] is None and "--quick" in found["command"]
+    assert any("--quick" in line for line in found["assumptions"])
+    assert bits * 0.8 < found["result"]["bits_per_weight"] <= bits
+    assert all(layer["predicted_nats"] > 0 for layer in found["plan"] if layer["codec"] != "as it is")
+    assert kl_of_file(model, tmp_path / "out", text) == pytest.approx(found["result"]["measured"]["kl_mean"], rel=5e-3)
+    monkeypatch.undo()
+    whole = run(model, text, tmp_path / "out", Budget(bits=bits), fresh=True, **options).document
+    assert whole["result"]["measured"]["kl_mean"] < found["result"]["measured"]["kl_mean"]
+    assert "--quick" not in whole["command"] and "quick" not in whole["inputs"]["options"]

@@ -33,7 +33,7 @@ from .sizes import format_size
 from .solve.cancellation import DAMPING, Metric, one_thread, side_by_side
 from .solve.candidates import Matrix, read_matrix, save_matrices
 from .solve.final import solve_final
-from .solve.gains import Trained, train_gains
+from .solve.gains import PASSES, Trained, train_gains
 from .solve.water import Outputs, Spread, Watered, water
 from .stats.fisher import HEAD_FISHER, gradient_file, shrunk
 from .stats.sweep import HEAD_MOMENTS, moments
@@ -61,8 +61,9 @@ class Solved:
 
 
 def fill(gathered: Gathered, budget: Budget, kind: ArchiveTarget, spectra: list[LayerSpectrum], reference: Tensor,
-         names: list[str]) -> Reached:
-    """The archive of `names` nearest to the original within the budget. Raises BudgetError where there is none."""
+         names: list[str], *, quick: bool = False) -> Reached:
+    """The archive of `names` nearest to the original within the budget. quick: each matrix solved for the original's inputs,
+    nothing trained. Raises BudgetError where there is none."""
     blocks = {name for block in gathered.stream.blocks for name in gathered.shapes if name.startswith(f"{block}.")}
     weights = sum(math.prod(gathered.shapes[name]) for name in names)
     inner = sum(math.prod(gathered.shapes[name]) for name in names if name in blocks)
@@ -81,14 +82,14 @@ def fill(gathered: Gathered, budget: Budget, kind: ArchiveTarget, spectra: list[
 
     def trained(solved: Solved) -> Trained:
         return train_gains(gathered.stream, gathered.windows, gathered.held_out, reference, gathered.workspace, solved.coded,
-                           solved.folder)
+                           solved.folder, passes=0 if quick else PASSES)
 
     def kl(solved: Solved, ready: bool) -> float:
         found: dict[str, Any] = gathered.workspace.json(f"{solved.folder}/trained.json", lambda: trained(solved).quality) \
             if ready else _quality(gathered, solved, reference)
         return max(found["kl_mean"], 1e-9)
 
-    curve, levels = Curve(spectra), _Levels(gathered, kind, names, budget.name)
+    curve, levels = Curve(spectra), _Levels(gathered, kind, names, budget.name, quick)
     if budget.max_kl is not None:
         solved = levels.near(curve.level_at_kl(budget.max_kl / 4), kl, budget.max_kl)
         if excess(solved) > 0:
@@ -112,16 +113,18 @@ def fill(gathered: Gathered, budget: Budget, kind: ArchiveTarget, spectra: list[
 
 @dataclass(frozen=True)
 class _Levels:
-    """Water levels tried for one budget: the first for the original's inputs, which is quick and tells where to begin."""
+    """Water levels tried for one budget: the first (quick: all) for the original's inputs, which tells where to begin."""
 
     gathered: Gathered
     kind: ArchiveTarget
     names: list[str]
     folder: str
+    quick: bool
 
     def solve(self, attempt: int, level: float) -> Solved:
         """`level`: log2 of theta."""
-        return solve_level(self.gathered, self.kind, self.names, level, f"{self.folder}/level{attempt}", drift=attempt > 0)
+        return solve_level(self.gathered, self.kind, self.names, level, f"{self.folder}/level{attempt}",
+                           drift=attempt > 0 and not self.quick)
 
     def drop(self, solved: Solved | None) -> None:
         """Free what a level takes on the disk; its counts stay, for a run that resumes."""
@@ -135,11 +138,11 @@ class _Levels:
         for attempt in range(ATTEMPTS):
             solved: Solved | None = self.solve(attempt, level)
             assert solved is not None
-            over = excess(solved)
-            if attempt > 0 and over <= 0 and (best is None or solved.level < best.level):
+            over, final = excess(solved), self.quick or attempt > 0
+            if final and over <= 0 and (best is None or solved.level < best.level):
                 best, solved = solved, best
             self.drop(solved)
-            if attempt > 0 and -(1 - NEAR) * rate <= over <= 0:
+            if final and -(1 - NEAR) * rate <= over <= 0:
                 break
             level += 2 * (over + 0.0005 * rate)
         if best is None:
@@ -153,11 +156,12 @@ class _Levels:
         for attempt in range(ATTEMPTS):
             solved: Solved | None = self.solve(attempt, level)
             assert solved is not None
-            octaves = math.log2(max_kl / kl(solved, attempt > 0))
-            if attempt > 0 and octaves >= 0 and (best is None or solved.level > best.level):
+            final = self.quick or attempt > 0
+            octaves = math.log2(max_kl / kl(solved, final))
+            if final and octaves >= 0 and (best is None or solved.level > best.level):
                 best, solved = solved, best
             self.drop(solved)
-            if attempt > 0 and 0 <= octaves < 0.1:
+            if final and 0 <= octaves < 0.1:
                 break
             level += octaves - 0.03
         if best is None:

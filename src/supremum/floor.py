@@ -139,7 +139,7 @@ class Judge:
 def optimize_floor(model: str | Path, floor: Floor, budget: Budget | None = None, *, data: str | Path | None = None,
                    target: str = "gguf", text: list[str] | None = None, tokens: int | None = None,
                    out: str | Path = "supremum-out", keep: list[str] | None = None, only: list[str] | None = None,
-                   fresh: bool = False, seed: int = 0, dtype: str = "auto") -> Result:
+                   quick: bool = False, fresh: bool = False, seed: int = 0, dtype: str = "auto") -> Result:
     """The smallest file of a tuned model that keeps the floor; with a budget: that file, if it keeps it.
 
     data: the folder of the recipe's rows, where it is not the one that the model was tuned on. Raises BudgetError where the
@@ -147,7 +147,7 @@ def optimize_floor(model: str | Path, floor: Floor, budget: Budget | None = None
     """
     folder = Path(out)
     job = open_job(model, folder, target=target, text=text, tokens=tokens, keep=keep, only=only, seed=seed, dtype=dtype,
-                   data=Path(data) if data else None)
+                   quick=quick, data=Path(data) if data else None)
     judge = Judge(job.checkpoint, floor, Path(data) if data else None, seed)
     if not fresh and (done := _finished(folder, job, judge, budget)):
         note(f"{folder}: is finished with the same inputs; --fresh runs it again.")

@@ -40,14 +40,15 @@ class FrontierResult:
 
 def optimize_frontier(model: str | Path, bits: Sequence[float] | None = None, *, target: str = "gguf",
                       text: list[str] | None = None, tokens: int | None = None, out: str | Path = "supremum-out",
-                      keep: list[str] | None = None, only: list[str] | None = None, fresh: bool = False, seed: int = 0,
-                      dtype: str = "auto") -> FrontierResult:
+                      keep: list[str] | None = None, only: list[str] | None = None, quick: bool = False,
+                      fresh: bool = False, seed: int = 0, dtype: str = "auto") -> FrontierResult:
     """Compress `model` to each of `bits` a weight, every one a file that can be kept. The rest as for `optimize`.
 
     bits None: BITS, as far as the target reaches; a number that is named and cannot be had is refused.
     """
     folder = Path(out)
-    job = open_job(model, folder, target=target, text=text, tokens=tokens, keep=keep, only=only, seed=seed, dtype=dtype)
+    job = open_job(model, folder, target=target, text=text, tokens=tokens, keep=keep, only=only, seed=seed, dtype=dtype,
+                   quick=quick)
     asked = sorted(set(BITS if bits is None else bits))
     budgets = {value: Budget(bits=value) for value in asked}
     if not fresh and (done := _finished(folder, job, asked)):

@@ -38,9 +38,14 @@ class Job:
     kind: Target
     text: list[str]
     seed: int
-    options: dict[str, Any]  # target, tokens, keep, only, dtype
+    options: dict[str, Any]  # target, tokens, keep, only, dtype, and quick where it is
     inputs: dict[str, Any]  # what makes two runs the same
     data: Path | None = None  # the folder of a tuned model's rows, where it is not the one that it was tuned on
+
+    @property
+    def quick(self) -> bool:
+        """Whether candidates are the result: no final solve, and nothing is trained."""
+        return bool(self.options.get("quick"))
 
     def command(self, budget: Mapping[str, Any], folder: Path) -> str:
         """The command line that repeats it. budget: values by flag."""
@@ -53,11 +58,14 @@ class Job:
                 words += [name, value]
         if self.options["dtype"] != "auto":
             words += ["--dtype", self.options["dtype"]]
+        if self.quick:
+            words.append("--quick")
         return shlex.join([*words, "--target", self.options["target"], "--seed", str(self.seed), "--out", str(folder)])
 
 
 def open_job(model: str | Path, folder: Path, *, target: str, text: list[str] | None, tokens: int | None,
-             keep: list[str] | None, only: list[str] | None, seed: int, dtype: str, data: Path | None = None) -> Job:
+             keep: list[str] | None, only: list[str] | None, seed: int, dtype: str, quick: bool = False,
+             data: Path | None = None) -> Job:
     """The arguments of `optimize`, looked at; a new run begins."""
     checkpoint, kind, sources = open_checkpoint(model), target_for("optimize", target), text or []
     check_output(folder, checkpoint)
@@ -72,7 +80,7 @@ def open_job(model: str | Path, folder: Path, *, target: str, text: list[str] | 
         given = [state_of(source) for source in sources]
     forget_timings()
     options: dict[str, Any] = {"target": target, "tokens": tokens, "keep": sorted(keep or []), "only": sorted(only or []),
-                               "dtype": dtype}
+                               "dtype": dtype} | ({"quick": True} if quick else {})
     inputs = {"supremum": __version__, "torch": torch.__version__.split("+")[0], "threads": torch.get_num_threads(),
               "model": checkpoint.fingerprint, "text": given, "seed": seed, "options": options}
     if any(map(rounder, options["only"])):

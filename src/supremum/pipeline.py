@@ -72,16 +72,19 @@ class Result:
 
 def optimize(model: str | Path, budget: Budget, *, target: str = "gguf", text: list[str] | None = None,
              tokens: int | None = None, out: str | Path = "supremum-out", keep: list[str] | None = None,
-             only: list[str] | None = None, fresh: bool = False, seed: int = 0, dtype: str = "auto") -> Result:
+             only: list[str] | None = None, quick: bool = False, fresh: bool = False, seed: int = 0, dtype: str = "auto",
+             ) -> Result:
     """Compress `model` to `budget` and prove it. Raises SupremumError for what the user can mend.
 
     target: "gguf", "compressed-tensors", "gptq" or "archive". text: calibration and held-out sources; None: the model writes
     its own.
     keep: parts of tensor names that stay as they are. only: codec names to choose from instead of the target's menu.
+    quick: every matrix is solved once, for the original's inputs, and nothing is trained: less time, more damage.
     fresh: discard what an interrupted run left. dtype: of the forward passes, "auto", "float32" or "bfloat16".
     """
     folder = Path(out)
-    job = open_job(model, folder, target=target, text=text, tokens=tokens, keep=keep, only=only, seed=seed, dtype=dtype)
+    job = open_job(model, folder, target=target, text=text, tokens=tokens, keep=keep, only=only, seed=seed, dtype=dtype,
+                   quick=quick)
     if not fresh and (done := finished(folder, job.inputs, budget)):
         note(f"{folder}: is finished with the same inputs; --fresh runs it again.")
         return Result(folder, done)
@@ -143,9 +146,11 @@ def statistics(job: Job, layout: Layout, workspace: Workspace, budget: Budget | 
     plan = only_plan(budget, units, job.checkpoint, job.kind) if budget and units else None
     gather_fisher(gathered, job.seed)
     candidates = None
-    if not (archive or plan):
-        fit_leftovers(workspace, menu.codecs)
-        candidates = solve_candidates(gathered, menu.codecs)
+    if not archive and (job.quick or not plan):
+        solved = menu.only(plan_of(units, plan)).codecs if plan else menu.codecs
+        fit_leftovers(workspace, solved)
+        candidates = solve_candidates(gathered, solved)
+    if candidates and not plan:
         units = units_of(job.checkpoint, job.kind, menu, layout.shapes, tables, prices(gathered, candidates), costs)
     reference = workspace.tensors("reference.safetensors",
                                   lambda: {"h": final_hidden(gathered.stream, gathered.held_out)})["h"]
@@ -200,22 +205,24 @@ def _reached(found: Statistics, budget: Budget) -> Reached:
     gathered, kind = found.gathered, found.job.kind
     if found.plan is not None:
         plan = plan_of(found.units, found.plan)
-        trained = solve_and_train(gathered, plan, None, found.reference, f"{budget.name}/solved0")
+        trained = solve_and_train(gathered, plan, found.candidates, found.reference, f"{budget.name}/solved0",
+                                  quick=found.job.quick)
         menu = found.menu.only(plan)
         nats = damages(gathered, menu.codecs, lambda name, codec: trained.coded[name].decode(), f"{budget.name}/damages.json")
         units = units_of(gathered.checkpoint, kind, menu, gathered.shapes, gathered.stream.tables(), nats)
         chosen = [min(unit.options, key=lambda option: option.nbytes) for unit in units]
         size = kind.size(gathered.checkpoint, plan)
         return Reached(units, chosen, trained, [], found.spectra, size, priced=False)
-    if found.candidates is None:
+    if kind.name == "archive":
         from .fill import fill
 
         return fill(gathered, budget, kind, found.spectra, found.reference,  # type: ignore[arg-type]
-                    [name for name, names in found.menu.codecs.items() if names])
+                    [name for name, names in found.menu.codecs.items() if names], quick=found.job.quick)
+    assert found.candidates is not None
     units = found.units if found.job.options["only"] else offered(budget, found.units, gathered.checkpoint, kind)
     candidates, reference, costs = found.candidates, found.reference, found.costs
     points = verify_frontier(gathered, units, candidates, reference, budget, kind, costs)
-    chosen, trained, swaps = reach(gathered, units, candidates, reference, budget, kind, points, costs)
+    chosen, trained, swaps = reach(gathered, units, candidates, reference, budget, kind, points, costs, quick=found.job.quick)
     return Reached(units, chosen, trained, points, found.spectra, kind.size(gathered.checkpoint, trained.coded.plan), swaps)
 
 

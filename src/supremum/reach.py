@@ -68,7 +68,7 @@ def correction(points: Sequence[Mapping[str, Any]]) -> float:
 
 
 def reach(gathered: Gathered, units: list[Unit], candidates: Candidates, reference: torch.Tensor, budget: Budget,
-          kind: Target, points: list[dict[str, Any]], costs: Costs | None = None,
+          kind: Target, points: list[dict[str, Any]], costs: Costs | None = None, *, quick: bool = False,
           ) -> tuple[list[Option], Trained, dict[str, Any] | None]:
     """Plan, swap, solve, train and measure; with a largest KL again, looser or stricter, until the measurement is just below
     it. What swaps take off the KL at a plan's bytes lets the next plan be smaller.
@@ -84,11 +84,11 @@ def reach(gathered: Gathered, units: list[Unit], candidates: Candidates, referen
         chosen, swaps = swap(gathered, kind, budget, units, plan, candidates, reference, correction(points) * _nats(plan),
                              f"{budget.name}/swaps{attempt}")
         return chosen, solve_and_train(gathered, plan_of(units, chosen), candidates, reference,
-                                       f"{budget.name}/solved{attempt}"), swaps
+                                       f"{budget.name}/solved{attempt}", quick=quick), swaps
 
     if budget.max_kl is None:
         return solved(planned(0, None), 0)
-    factor = MENDED * correction(points)  # KL of the finished file over the nats of its plan, before swaps
+    factor = (1 if quick else MENDED) * correction(points)  # KL of the finished file over the nats of its plan, before swaps
     found: list[tuple[list[Option], Trained, dict[str, Any] | None]] = []  # what held
     tried: list[list[Option]] = []
     for attempt in range(ATTEMPTS):
@@ -117,8 +117,12 @@ def reach(gathered: Gathered, units: list[Unit], candidates: Candidates, referen
 
 
 def solve_and_train(gathered: Gathered, plan: Mapping[str, str], candidates: Candidates | None, reference: torch.Tensor,
-                    folder: str) -> Trained:
-    """The plan (tensor name -> codec name) solved, trained and measured. candidates: of the tables, where it codes any."""
+                    folder: str, *, quick: bool = False) -> Trained:
+    """The plan (tensor name -> codec name) solved, trained and measured. candidates: of the tables, where it codes any;
+    quick: of all tensors, and they are what is measured."""
+    if quick and candidates:
+        return train_gains(gathered.stream, gathered.windows, gathered.held_out, reference, gathered.workspace,
+                           candidates.coded(plan), folder, passes=0)
     tables = {name: candidates.get(name, plan[name]) for name in gathered.stream.tables() if candidates and name in plan}
     files = solve_final(gathered.stream, gathered.windows, gathered.workspace, plan, gathered.weight, gathered.shapes,
                         folder, tables, Grids(gathered.fisher_of))

@@ -33,6 +33,7 @@ from .common import (
     supremum optimize models/llama --bits 3.5 --target compressed-tensors
     supremum optimize models/llama --bits 5 --only Q4_0 --only Q8_0
     supremum optimize models/llama --bits 2.3 --out tiny
+    supremum optimize models/llama --bits 4.25 --target compressed-tensors --quick
     supremum optimize models/llama --max-kl 0.05 --size 900MB --keep lm_head
     supremum optimize models/llama --bits 3 --target archive --out archived
     supremum optimize models/llama --speed 2x --memory 900MB
@@ -77,6 +78,8 @@ def optimize(
         "--keep", metavar="NAME", help="Leave tensors whose name contains NAME as they are; repeatable.")] = None,
     only: Annotated[list[str] | None, typer.Option(
         "--only", metavar="CODEC", help="Choose from these formats only, for example Q4_0 or int4-g64; repeatable.")] = None,
+    quick: Annotated[bool, typer.Option(
+        "--quick", help="Solve every layer once and train nothing: a third of the time, and more damage.")] = False,
     fresh: Annotated[bool, typer.Option(
         "--fresh/--resume", help="Start over and replace a result in DIR, or continue an interrupted run.")] = False,
     seed: Seed = 0,
@@ -104,14 +107,14 @@ def optimize(
 
         points = optimize_frontier(
             model, None if frontier == DEFAULT else [float(word) for word in frontier.split(",")], target=kind,
-            text=text or [], tokens=tokens, out=folder, keep=keep or [], only=only or [], fresh=fresh, seed=seed,
-            dtype=dtype.value)
+            text=text or [], tokens=tokens, out=folder, keep=keep or [], only=only or [], quick=quick, fresh=fresh,
+            seed=seed, dtype=dtype.value)
         return points.frontier, lambda: show_frontier(points.frontier, points.folder)
     if lossless:
         if budget or floor:
             raise typer.BadParameter("--lossless takes no budget")
         refuse({"--target": target not in (None, "archive"), "--text": text, "--tokens": tokens, "--keep": keep,
-                "--only": only, "--seed": seed, "--dtype": dtype is not Precision.auto},
+                "--only": only, "--quick": quick, "--seed": seed, "--dtype": dtype is not Precision.auto},
                "has no part in --lossless: an archive of the weights as they are")
         from ..pipeline import store_without_loss
 
@@ -130,7 +133,7 @@ def optimize(
 
     given = Budget(size, bits, max_kl, memory, speed) if budget else None
     options: dict[str, Any] = {"target": kind, "text": text or [], "tokens": tokens, "out": folder, "keep": keep or [],
-                               "only": only or [], "fresh": fresh, "seed": seed, "dtype": dtype.value}
+                               "only": only or [], "quick": quick, "fresh": fresh, "seed": seed, "dtype": dtype.value}
     if floor is not None:
         from ..floor import Floor, optimize_floor
 

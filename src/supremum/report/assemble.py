@@ -69,7 +69,8 @@ def assemble(gathered: Gathered, target: Target, budget: Budget, reached: Reache
         "proof": dict(proof),
         "phases": [{"name": name, "seconds": seconds, "peak_rss_mb": peaks.get(name)} for name, seconds in timings.items()],
         "samples": list(samples),
-        "assumptions": [*bounds.information.assumptions, *_remarks(target, {option.codec for option in chosen}),
+        "assumptions": [*bounds.information.assumptions, *_when_quick(inputs["options"]),
+                        *_remarks(target, {option.codec for option in chosen}),
                         *_when_alone(reached.priced), *_when_swapped(reached.swaps), *_when_smoothed(smoothing),
                         *_when_trained(reached.trained.record), *_when_floored(floor)],
     })
@@ -85,6 +86,11 @@ def _remarks(target: Target, chosen: Collection[str | None]) -> list[str]:
     if any(rounder(codec) for codec in chosen):
         said.append("Layers whose format ends in -a8 round their inputs to 8 bits a token; the measured KL includes that.")
     return said
+
+
+def _when_quick(options: Mapping[str, Any]) -> list[str]:
+    return ["Made with --quick: every matrix was solved once, for the original's inputs, and nothing was trained; without it "
+            "the same bytes do better"] if options.get("quick") else []
 
 
 def _when_alone(priced: bool) -> list[str]:
