@@ -183,8 +183,8 @@ class Table:
         nearest = self.row(f"{codec}, nearest, absmax", plain)
         quick, found = (self.ours(f"{codec}, ours{' --quick' * quick}", Budget(bits=bits + 0.26), only=[codec],
                                   target="compressed-tensors", quick=quick) for quick in (True, False))
-        print(f"\nours / nearest: {found['kl_mean'] / nearest['kl_mean']:.3f}; quantising took {found['quantising']:.0f} s of "
-              f"ours, {quick['quantising']:.0f} s of --quick\n", flush=True)
+        print(f"\nours / nearest: {found['kl_mean'] / nearest['kl_mean']:.3f}; quantising took {found['quantising']:.0f} s, "
+              f"with --quick {quick['quantising']:.0f} s\n", flush=True)
         self.beside(name, found, bits)
 
 
