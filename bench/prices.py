@@ -70,7 +70,8 @@ def sequence_prices(gathered: Gathered, candidates: Candidates, blocks: list[str
                 for codec in candidates.menu[tensor]:
                     change_OI = candidates.get(tensor, codec).decode() - gathered.weight(tensor)
                     products[tensor, codec].append(float((sum_OI * change_OI).sum()))
-    return {key: 0.5 * sum(v * v for v in values) / len(values) / gathered.length for key, values in products.items()}
+    length = int(answers_NT.sum()) / len(windows_NT)
+    return {key: 0.5 * sum(v * v for v in values) / len(values) / length for key, values in products.items()}
 
 
 def plans(menu: Mapping[str, list[str]], shapes: Mapping[str, tuple[int, int]],
@@ -110,10 +111,11 @@ def main() -> None:
         menu = {name: names if any(name.startswith(f"{block}.") for block in blocks) else [] for name, names in usual.items()}
         gather_fisher(gathered, args.seed)
         candidates = solve_candidates(gathered, menu)
-        nats = {"K-FAC": damages(gathered, menu, lambda name, codec: candidates.get(name, codec).decode(), "prices.json"),
+        nats = {"K-FAC": damages(gathered, menu, lambda name, codec: candidates.get(name, codec).decode(), "prices"),
                 "sequence": sequence_prices(gathered, candidates, blocks, args.seed)}
-        truth = measured_alone(gathered, candidates, {name: names for name, names in menu.items() if names}, args.measured)
-        nats["measured"] = {(name, codec): max(kl, 1e-9) for name, each in truth.items() for codec, kl in each.items()}
+        chosen = {name: names for name, names in menu.items() if names}
+        truth = measured_alone(gathered, candidates, chosen, "measured", tokens=args.measured)
+        nats["measured"] = {key: max(kl, 1e-9) for key, kl in truth.items()}
     print("| layer | format | K-FAC | sequence | measured KL |\n|---|---|---|---|---|")
     for name, codec in nats["K-FAC"]:
         print(f"| {name} | {codec} | {' | '.join(f'{nats[form][name, codec]:.6f}' for form in FORMS)} |")
@@ -126,7 +128,7 @@ def main() -> None:
         inside = math.sqrt(sum((value - means[name]) ** 2 for (name, _), value in logs.items()) / len(logs))
         print(f"| {form} | {math.exp(mean):.2f}, x {math.exp(spread):.2f} | x {math.exp(inside):.2f} |")
     print("\n| bits a weight | nats of the plan by K-FAC | by sequences | by measurement |\n|---|---|---|---|")
-    for bits, row in plans({name: names for name, names in menu.items() if names}, gathered.shapes, nats):
+    for bits, row in plans(chosen, gathered.shapes, nats):
         print(f"| {bits:g} | {' | '.join(f'{row[form]:.5f}' for form in FORMS)} |")
 
 

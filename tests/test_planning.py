@@ -19,7 +19,7 @@ from supremum.checkpoint import open_checkpoint
 from supremum.errors import BudgetError
 from supremum.gather import Gathered, gather, gather_fisher, solve_candidates
 from supremum.planning import (
-    TABLE_TOKENS,
+    MEASURED_TOKENS,
     Menu,
     block_rate,
     fixed_bytes,
@@ -294,7 +294,7 @@ def test_a_tables_price_is_the_kl_of_the_model_with_it(tiny_model: Any, text: An
     """Of the embedding and the head, apart or one table, against plain Transformers on the same windows."""
     gathered, candidates, nats = priced(tiny_model("llama", "float32", tie_word_embeddings=tied), text, tmp_path, "")
     every = len(gathered.held_out)
-    windows_NT = gathered.held_out[spread(every, min(every, -(-TABLE_TOKENS // gathered.held_out.shape[1])))]
+    windows_NT = gathered.held_out[spread(every, min(every, -(-MEASURED_TOKENS // gathered.held_out.shape[1])))]
     original = gathered.checkpoint.model(torch.float32)
     assert len(gathered.stream.tables()) == (1 if tied else 2)
     for name in gathered.stream.tables():

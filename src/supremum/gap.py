@@ -31,7 +31,7 @@ from .checkpoint import Checkpoint
 from .checkpoint.safetensors_file import DTYPES
 from .codecs.lattice import GAIN
 from .errors import SupremumError
-from .gather import Gathered
+from .gather import Gathered, damage
 from .limits import Curve, LayerSpectrum
 from .limits.waterfill import SHAPING_BITS
 from .measure.streamed import final_hidden, streamed_quality
@@ -139,7 +139,7 @@ def _damage(gathered: Gathered, file: Checkpoint, spectra: list[LayerSpectrum]) 
             name = gathered.inner(block, layer)
             change_OI = gathered.weight(name, file) - gathered.weight(name)
             image_OI = change_OI @ sums[key]
-            nats[name] = gathered.damage(block, layer, change_OI, image_OI)
+            nats[name] = damage(gathered.fisher(block, layer), change_OI, image_OI)
             plain = float(change_OI.square().sum()) * float(sums[key].diagonal().mean())
             shows = plain > 0 and float((change_OI * image_OI).sum()) > FED_BACK * plain
             known = numbers[name]

@@ -22,14 +22,13 @@ from .stats.fisher import fisher, fisher_file, shrunk
 from .stats.streaming import BlockStream, orientation
 from .stats.sweep import HEAD_MOMENTS, moments, sweep, tokens
 from .text import calibration_and_held_out, fast_dtype, self_generated
-from .text.pairs import answering, count, reads_pairs
+from .text.pairs import count, reads_pairs
 from .text.windows import context_length, spread
 from .workspace import Workspace, write_atomic
 
 TOKENS, HELD_OUT_TOKENS = 16384, 4096
 LENGTH = 512  # tokens of a window
 MENU = "menu.json"  # codec names of the candidates by tensor name
-PRICES, TABLES = "prices.json", "tables.json"  # damages of those of the blocks; of the embedding and the head
 
 
 @dataclass
@@ -45,11 +44,6 @@ class Gathered:
     shapes: dict[str, tuple[int, int]]  # (O, I) of every matrix that can be compressed
     turned: dict[str, bool]
     text: dict[str, Any]
-
-    @property
-    def length(self) -> float:
-        """Answers of a calibration window, on the mean."""
-        return int(answering(self.windows).sum()) / len(self.windows)
 
     def weight(self, name: str, checkpoint: Checkpoint | None = None) -> Tensor:
         """The original weight (O, I), float32; or another checkpoint's, of the same architecture."""
@@ -81,12 +75,6 @@ class Gathered:
         block = next(block for block in self.stream.blocks if name.startswith(f"{block}."))
         return self.fisher(block, name.removeprefix(f"{block}.").removesuffix(".weight"))
 
-    def damage(self, block: str, layer: str, change_OI: Tensor, image_OI: Tensor) -> float:
-        """tr(B dW S dW^T) / 2 of one layer: nats a token, to second order and by K-FAC. change: dW; image: dW S."""
-        fisher = self.fisher(block, layer)
-        weighted_OI = fisher @ change_OI if fisher.ndim == 2 else fisher[:, None] * change_OI
-        return max(0.0, 0.5 * float((weighted_OI * image_OI).sum()))
-
     def block_fisher(self, block: str, prefix: str) -> dict[str, Tensor]:
         """Fisher files' entries of one block that start with `prefix`, summed over its calls."""
         total: dict[str, Tensor] = {}
@@ -97,6 +85,13 @@ class Gathered:
                 for key, value in found.items():
                     total[key] = total[key] + value if key in total else value
         return total
+
+
+def damage(fisher: Tensor, change_OI: Tensor, image_OI: Tensor) -> float:
+    """tr(B dW S dW^T) / 2 of one layer: nats a token, to second order and by K-FAC. fisher: B (O, O) or its diagonal;
+    change: dW; image: dW S."""
+    weighted_OI = fisher @ change_OI if fisher.ndim == 2 else fisher[:, None] * change_OI
+    return max(0.0, 0.5 * float((weighted_OI * image_OI).sum()))
 
 
 def window_length(checkpoint: Checkpoint) -> int:
@@ -156,7 +151,7 @@ def fit_leftovers(workspace: Workspace, menu: Mapping[str, list[str]]) -> None:
     """Free the candidates that a killed run of another budget left, unless they are those of `menu`."""
     if workspace.json(MENU, lambda: menu) != menu:
         write_atomic(workspace.path(MENU), b"null")  # they are about to go
-        for pattern in ("candidates/*", PRICES, TABLES):
+        for pattern in ("candidates/*", "prices/*"):
             workspace.remove(pattern)
         write_atomic(workspace.path(MENU), json.dumps(menu).encode())
 

@@ -44,7 +44,7 @@ class Job:
 
     @property
     def quick(self) -> bool:
-        """Whether candidates are the result: no final solve, and nothing is trained."""
+        """Whether every matrix is solved once, for the original's inputs, and nothing is trained."""
         return bool(self.options.get("quick"))
 
     def command(self, budget: Mapping[str, Any], folder: Path) -> str:

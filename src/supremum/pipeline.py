@@ -4,7 +4,7 @@
          -> solve -> train gains -> write -> prove
 
 An archive has no formats to choose among: from the Fisher it goes to one water level for all layers (fill.py). Where the
-budget leaves one plan alone, it goes from the Fisher to the final solve.
+budget leaves one plan alone, it goes from the Fisher to the final solve. A quick job ends with its candidates.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ class Statistics:
     gathered: Gathered
     menu: Menu
     units: list[Unit]  # none for an archive, which has no formats to choose among
-    candidates: Candidates | None
+    candidates: Candidates | None  # none for an archive, nor for the only plan of a job that is not quick
     plan: list[Option] | None  # the only one, where the budget leaves no choice
     costs: Costs | None  # where the budget has memory or speed
     reference: Tensor  # the original's last hidden states on the held-out windows
@@ -129,8 +129,8 @@ class Statistics:
 
 
 def statistics(job: Job, layout: Layout, workspace: Workspace, budget: Budget | None = None) -> Statistics:
-    """Text, moments, candidates and their prices (but for an archive, and where the budget leaves one plan), Fisher; what a
-    budget of memory or speed needs, too."""
+    """Text, moments, Fisher; candidates and their prices (not for an archive; where the budget leaves one plan, no prices,
+    and candidates for a quick job alone); what a budget of memory or speed needs, too."""
     menu = layout.menu
     rehearse(job.checkpoint, job.kind, menu, workspace)
     costs = None
@@ -146,9 +146,9 @@ def statistics(job: Job, layout: Layout, workspace: Workspace, budget: Budget | 
     plan = only_plan(budget, units, job.checkpoint, job.kind) if budget and units else None
     gather_fisher(gathered, job.seed)
     candidates = None
-    if not archive and (job.quick or not plan):
-        solved = menu.only(plan_of(units, plan)).codecs if plan else menu.codecs
-        fit_leftovers(workspace, solved)
+    solved = {} if archive else menu.codecs if not plan else menu.only(plan_of(units, plan)).codecs if job.quick else {}
+    fit_leftovers(workspace, solved)
+    if solved:
         candidates = solve_candidates(gathered, solved)
     if candidates and not plan:
         units = units_of(job.checkpoint, job.kind, menu, layout.shapes, tables, prices(gathered, candidates), costs)
@@ -201,14 +201,14 @@ def finish(found: Statistics, budget: Budget, folder: Path, *, command: Mapping[
 
 def _reached(found: Statistics, budget: Budget) -> Reached:
     """A format for every layer: a plan that is measured and refitted, the final solve; an archive: one water level; where
-    there is nothing to choose, the final solve alone."""
+    there is nothing to choose, the final solve alone (of a quick job not even that)."""
     gathered, kind = found.gathered, found.job.kind
     if found.plan is not None:
         plan = plan_of(found.units, found.plan)
         trained = solve_and_train(gathered, plan, found.candidates, found.reference, f"{budget.name}/solved0",
                                   quick=found.job.quick)
         menu = found.menu.only(plan)
-        nats = damages(gathered, menu.codecs, lambda name, codec: trained.coded[name].decode(), f"{budget.name}/damages.json")
+        nats = damages(gathered, menu.codecs, lambda name, codec: trained.coded[name].decode(), f"{budget.name}/damages")
         units = units_of(gathered.checkpoint, kind, menu, gathered.shapes, gathered.stream.tables(), nats)
         chosen = [min(unit.options, key=lambda option: option.nbytes) for unit in units]
         size = kind.size(gathered.checkpoint, plan)

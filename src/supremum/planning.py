@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,10 +16,10 @@ from .allocate import Allowance, Budget, Option, Unit, choose
 from .checkpoint import Checkpoint
 from .checkpoint.targets import Target
 from .errors import BudgetError, SupremumError
-from .gather import PRICES, TABLES, Gathered
+from .gather import Gathered, damage
 from .limits import LayerSpectrum
-from .measure.streamed import final_hidden, streamed_quality
-from .progress import phase
+from .measure.streamed import final_hidden, replacing, window_kl
+from .progress import track
 from .sizes import format_size
 from .stats.streaming import BlockStream
 from .stats.sweep import moments
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from .solve.candidates import Candidates
     from .solve.gains import Trained
 
-TABLE_TOKENS = 2048  # held-out, on which the embedding's and the head's candidates are measured
+MEASURED_TOKENS = 2048  # held-out, on which the embedding's and the head's candidates are measured
 
 
 @dataclass(frozen=True)
@@ -130,55 +131,56 @@ def units_of(checkpoint: Checkpoint, target: Target, menu: Menu, shapes: Mapping
 
 def prices(gathered: Gathered, candidates: Candidates) -> dict[tuple[str, str], float]:
     """Nats a token of every candidate: of the blocks by K-FAC, of the embedding and the head measured."""
-    found = damages(gathered, candidates.menu, lambda name, codec: candidates.get(name, codec).decode(), PRICES)
+    found = damages(gathered, candidates.menu, lambda name, codec: candidates.get(name, codec).decode(), "prices")
     tables = {name: candidates.menu[name] for name in gathered.stream.tables() if candidates.menu[name]}
-    measured = gathered.workspace.json(TABLES, lambda: measured_alone(gathered, candidates, tables)) if tables else {}
-    return found | _flat(measured)
+    return found | (measured_alone(gathered, candidates, tables, "prices") if tables else {})
 
 
-def measured_alone(gathered: Gathered, candidates: Candidates, menu: Mapping[str, Sequence[str]], tokens: int = TABLE_TOKENS,
-                   ) -> dict[str, dict[str, float]]:
-    """KL of the model with nothing but one tensor in one codec, of all in `menu`, on held-out text, by tensor and codec.
+def measured_alone(gathered: Gathered, candidates: Candidates, menu: Mapping[str, Sequence[str]], folder: str, *,
+                   tokens: int = MEASURED_TOKENS) -> dict[tuple[str, str], float]:
+    """KL, nats a token of held-out text, of the model with nothing but one tensor in one codec, for each of `menu`.
 
-    The only price of an embedding that knows rows whose token the calibration text lacks. In float32: bfloat16 has a KL of
-    its own, above that of 8 bits.
+    It is the only price of an embedding that knows the rows of tokens that the calibration text lacks. In float32: bfloat16
+    has a KL of its own, above that of 8 bits. Files: FOLDER/TENSOR-CODEC.json.
     """
     stream, held_out = BlockStream(gathered.checkpoint, dtype=torch.float32), gathered.held_out
+    embedding, head = stream.table_names()
     wanted = math.ceil(tokens * len(held_out) / count(held_out))
     windows_NT = held_out[spread(len(held_out), min(wanted, len(held_out)))]
     reference_NTd = final_hidden(stream, windows_NT)
 
     def measure(name: str, codec: str) -> float:
         decoded_OI = candidates.get(name, codec).decode()
-        kl: float = streamed_quality(stream, windows_NT, reference_NTd, lambda asked: decoded_OI if asked == name else None,
-                                     "measure the embedding").to_dict()["kl_mean"]
-        return kl
+        with replacing(stream, lambda asked: decoded_OI if asked == name else None), torch.no_grad():
+            same = name == head != embedding  # the hidden states are the original's
+            candidate_NTd = reference_NTd if same else final_hidden(stream, windows_NT)
+            return max(0.0, float(window_kl(stream, windows_NT, reference_NTd, candidate_NTd).mean()))
 
-    return {name: {codec: measure(name, codec) for codec in names} for name, names in menu.items()}
+    keys = [(name, codec) for name, names in menu.items() for codec in names]
+    return {(name, codec): gathered.workspace.json(f"{folder}/{name}-{codec}.json", partial(measure, name, codec))
+            for name, codec in track(keys, "price the embedding")}
 
 
-def damages(gathered: Gathered, menu: Mapping[str, Sequence[str]], decoded: Callable[[str, str], Tensor], file: str,
+def damages(gathered: Gathered, menu: Mapping[str, Sequence[str]], decoded: Callable[[str, str], Tensor], folder: str,
             ) -> dict[tuple[str, str], float]:
-    """Nats a token, by K-FAC, of matrices of the blocks in the codecs of `menu`. decoded: by tensor and codec name."""
-    def measure() -> dict[str, dict[str, float]]:
+    """Nats a token, by K-FAC, of matrices of the blocks in the codecs of `menu`. decoded: by tensor and codec name. Files:
+    FOLDER/K.json of block K."""
+    def measure(block: str) -> dict[str, dict[str, float]]:
+        sums, keys = moments(gathered.workspace, gathered.calls, block)
         found: dict[str, dict[str, float]] = {}
-        with phase("price", len(gathered.stream.blocks)) as advance:
-            for block in gathered.stream.blocks:
-                sums, keys = moments(gathered.workspace, gathered.calls, block)
-                for layer, key in keys.items():
-                    name = gathered.inner(block, layer)
-                    weight_OI, found[name] = gathered.weight(name), {}
-                    for codec in menu.get(name, ()):
-                        change_OI = decoded(name, codec) - weight_OI
-                        found[name][codec] = gathered.damage(block, layer, change_OI, change_OI @ sums[key])
-                advance()
+        for layer, key in keys.items():
+            name = gathered.inner(block, layer)
+            weight_OI, fisher, found[name] = gathered.weight(name), gathered.fisher(block, layer), {}
+            for codec in menu.get(name, ()):
+                change_OI = decoded(name, codec) - weight_OI
+                found[name][codec] = damage(fisher, change_OI, change_OI @ sums[key])
         return found
 
-    return _flat(gathered.workspace.json(file, measure))
-
-
-def _flat(found: Mapping[str, Mapping[str, float]]) -> dict[tuple[str, str], float]:
-    return {(name, codec): nats for name, each in found.items() for codec, nats in each.items()}
+    nats: dict[tuple[str, str], float] = {}
+    for k, block in enumerate(track(gathered.stream.blocks, "price the layers")):
+        for name, each in gathered.workspace.json(f"{folder}/{k:04d}.json", partial(measure, block)).items():
+            nats |= {(name, codec): value for codec, value in each.items()}
+    return nats
 
 
 def plan_of(units: Sequence[Unit], options: Sequence[Option]) -> dict[str, str]:

@@ -46,7 +46,7 @@ def needs(checkpoint: Checkpoint, menu: Menu, shapes: Mapping[str, tuple[int, in
     moments = 4 * (largest_input**2 + 3 * width**2)
     seen = 2 * item * tokens * (largest_input + 4 * width)  # of the original and of the compressed model: solve/walk.py
     most = max((len(names) for names in menu.codecs.values()), default=1)
-    memory = BASE + 8 * block + 3 * moments + 3 * hidden + seen + max(4 * largest * 3, item * most * block)
+    memory = BASE + 8 * block + 3 * moments + 3 * hidden + seen + max(4 * largest * 5, item * most * block)
     solved = sum(2 * math.prod(shapes[name]) if codec == "lattice" else codecs.get(codec).nbytes(shapes[name])
                  for name, names in menu.codecs.items() for codec in names)
     disk = solved + blocks * (moments + 2 * hidden) + 3 * sum(info.nbytes for info in checkpoint.tensors.values())

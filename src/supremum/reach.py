@@ -22,11 +22,10 @@ from .progress import note
 from .solve.candidates import Candidates, load_coded
 from .solve.final import Grids, solve_final
 from .solve.gains import Trained, train_gains
-from .swaps import swap
+from .swaps import MENDS, swap
 
 RATIOS = (0.9, 1.0, 1.15)  # of the budget's bytes: the frontier points whose true KL is measured before the plan is made
 ATTEMPTS, AIM, NEAR = 4, 0.97, 0.9  # plans tried to meet a largest KL; shares of it: aimed at, and near enough to stop
-MENDED = 0.5  # of the measured points' KL is about what the drift's correction and the trained gains leave
 
 
 def verify_frontier(gathered: Gathered, units: list[Unit], candidates: Candidates, reference: torch.Tensor,
@@ -76,19 +75,21 @@ def reach(gathered: Gathered, units: list[Unit], candidates: Candidates, referen
     costs: what the formats take when they run, where the budget has memory or speed. The last that is returned: what the
     search for better formats bought, where there was one.
     """
+    mends = 1.0 if quick else MENDS  # what the steps after the plan divide its KL by
+
     def planned(attempt: int, nats: float | None) -> list[Option]:
         plan = partial(spend, budget, units, gathered.checkpoint, kind, nats=nats)
         return costs.settle(budget, units, plan, f"{budget.name}/plan{attempt}") if costs else plan()
 
     def solved(plan: list[Option], attempt: int) -> tuple[list[Option], Trained, dict[str, Any] | None]:
         chosen, swaps = swap(gathered, kind, budget, units, plan, candidates, reference, correction(points) * _nats(plan),
-                             f"{budget.name}/swaps{attempt}")
+                             f"{budget.name}/swaps{attempt}", mends)
         return chosen, solve_and_train(gathered, plan_of(units, chosen), candidates, reference,
                                        f"{budget.name}/solved{attempt}", quick=quick), swaps
 
     if budget.max_kl is None:
         return solved(planned(0, None), 0)
-    factor = (1 if quick else MENDED) * correction(points)  # KL of the finished file over the nats of its plan, before swaps
+    factor = correction(points) / mends  # KL of the finished file over the nats of its plan, before swaps
     found: list[tuple[list[Option], Trained, dict[str, Any] | None]] = []  # what held
     tried: list[list[Option]] = []
     for attempt in range(ATTEMPTS):
@@ -120,7 +121,8 @@ def solve_and_train(gathered: Gathered, plan: Mapping[str, str], candidates: Can
                     folder: str, *, quick: bool = False) -> Trained:
     """The plan (tensor name -> codec name) solved, trained and measured. candidates: of the tables, where it codes any;
     quick: of all tensors, and they are what is measured."""
-    if quick and candidates:
+    if quick:
+        assert candidates is not None
         return train_gains(gathered.stream, gathered.windows, gathered.held_out, reference, gathered.workspace,
                            candidates.coded(plan), folder, passes=0)
     tables = {name: candidates.get(name, plan[name]) for name in gathered.stream.tables() if candidates and name in plan}

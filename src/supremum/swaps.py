@@ -34,7 +34,8 @@ from .solve.candidates import Candidates
 from .stats.sweep import batches, hidden_file, run_block
 from .workspace import write_atomic
 
-LOW_BITS, HIGH_KL = 3.0, 0.4  # before drift correction, which about halves it: 0.2 of the finished file
+LOW_BITS, HIGH_KL = 3.0, 0.2  # of the finished file
+MENDS = 2  # what the drift's correction and the trained gains about divide the KL by, where they follow
 TRIALS, PATIENCE = 24, 8
 
 Fits = Callable[[Sequence[Option]], bool]
@@ -55,10 +56,11 @@ class Log:
                 "seconds": self.seconds}
 
 
-def wanted(units: Sequence[Unit], chosen: Sequence[Option], predicted: float) -> bool:
-    """Whether the plan is where the second order misleads. predicted: corrected KL; measured at half the threshold."""
+def wanted(units: Sequence[Unit], chosen: Sequence[Option], predicted: float, mends: float = MENDS) -> bool:
+    """Whether the plan is where the second order misleads. predicted: corrected KL; measured at half the threshold. mends: of
+    what follows."""
     weights, bits = block_rate(units, chosen)
-    return bool(weights) and (bits < LOW_BITS or predicted > HIGH_KL / 2)
+    return bool(weights) and (bits < LOW_BITS or predicted > mends * HIGH_KL / 2)
 
 
 def largest_size(budget: Budget, planned: int) -> int:
@@ -113,7 +115,7 @@ def proposals(units: Sequence[Unit], chosen: Sequence[Option], trials: Sequence[
 
 
 def search(gathered: Gathered, units: Sequence[Unit], chosen: Sequence[Option], candidates: Candidates, reference: Tensor,
-           fits: Fits, folder: str, slack: int = 0) -> tuple[list[Option], dict[str, Any] | None]:
+           fits: Fits, folder: str, slack: int = 0, mends: float = MENDS) -> tuple[list[Option], dict[str, Any] | None]:
     """The plan after the swaps that held, and what they bought; None if the plan measures below the thresholds.
 
     slack: bytes that the plan leaves of its budget.
@@ -142,7 +144,7 @@ def search(gathered: Gathered, units: Sequence[Unit], chosen: Sequence[Option], 
         if standing := not log.kl:
             log.before = log.kl = kept.start(plan_of(units, chosen))
             started = keep(started)
-        if block_rate(units, planned)[1] >= LOW_BITS and sum(log.before) / len(log.before) <= HIGH_KL:
+        if block_rate(units, planned)[1] >= LOW_BITS and sum(log.before) / len(log.before) <= mends * HIGH_KL:
             kept.drop()
             return planned, None
         for _ in log.trials:
@@ -237,10 +239,10 @@ class _States:
 
 def swap(gathered: Gathered, kind: Target, budget: Budget, units: Sequence[Unit], chosen: Sequence[Option],
          candidates: Candidates, reference: Tensor, predicted: float, folder: str,
-         ) -> tuple[list[Option], dict[str, Any] | None]:
+         mends: float = MENDS) -> tuple[list[Option], dict[str, Any] | None]:
     """The search where it is wanted and there is something to swap, else the plan as it is. predicted: the plan's corrected
-    KL. folder: of the workspace, for this plan's search."""
-    if not wanted(units, chosen, predicted):
+    KL. folder: of the workspace, for this plan's search. mends: by what the steps that follow divide the KL."""
+    if not wanted(units, chosen, predicted, mends):
         return list(chosen), None
 
     def size(plan: Mapping[str, str]) -> int:
@@ -250,4 +252,5 @@ def swap(gathered: Gathered, kind: Target, budget: Budget, units: Sequence[Unit]
     slack = largest_size(budget, planned) - planned
     if next(proposals(units, chosen, (), slack), None) is None:
         return list(chosen), None
-    return search(gathered, units, chosen, candidates, reference, within(units, chosen, budget, size), folder, slack)
+    return search(gathered, units, chosen, candidates, reference, within(units, chosen, budget, size), folder, slack,
+                  mends)

@@ -36,15 +36,12 @@ def test_every_layer_in_every_codec_of_its_menu(tmp_path: Path, threads: int) ->
     finally:
         torch.set_num_threads(before)
     for name, names in MENU.items():
-        changes = candidates.changes(name)
-        assert list(changes) == names
         for codec in names:
             moment_II = MOMENTS["o" if ".o." in name else "q"]
             alone = solve(weight(name), Metric.of(moment_II), codecs.get(codec), refits=0)
             found = candidates.get(name, codec)
             assert found.codec is codecs.get(codec) and found.shape == SHAPES[name]
             assert all(torch.equal(found.tensors[key], value) for key, value in alone.tensors.items())
-            assert torch.equal(changes[codec], alone.decode() - weight(name))
 
 
 def test_a_finished_block_is_not_solved_again(tmp_path: Path) -> None:
@@ -66,7 +63,7 @@ def test_blocks_without_any_codec_are_finished_too(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path / "work", {})
     candidates = Candidates(workspace, weight, {}, SHAPES)
     candidates.solve_block("0.safetensors", MOMENTS, GROUPS)
-    assert workspace.has("0.safetensors") and candidates.changes("b.0.q.weight") == {}
+    assert workspace.has("0.safetensors") and not workspace.keys("0.safetensors")
 
 
 def test_tables_are_rounded_or_solved(tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ def prepared(folder: Path, model: Path) -> tuple[BlockStream, Tensor, Workspace,
     windows_NT = torch.randint(2, 380, (12, 32), generator=torch.Generator().manual_seed(0))
     workspace = Workspace(folder, {})
     sweep(stream, windows_NT, workspace)
-    fisher(stream, windows_NT, workspace, lambda name: {}, length=32, seed=0)
+    fisher(stream, windows_NT, workspace, length=32, seed=0)
     return stream, windows_NT, workspace, {name: shape for name, (shape, _) in orientation(stream).items()}
 
 

@@ -130,7 +130,7 @@ class ResultBase(TypedDict):
 
 
 class Swaps(TypedDict):
-    """A search for better formats by true KL on the held-out text, before the final solve."""
+    """A search for better formats by true KL on the held-out text, on the candidates."""
 
     trials: int
     accepted: int

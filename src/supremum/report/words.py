@@ -116,7 +116,7 @@ def facts(document: Document) -> list[tuple[str, str, str]]:
                      f"99th percentile {figure(measured['kl_p99'])}"))
     if swaps := result.get("swaps"):
         rows.append(("Swapped formats", f"{swaps['accepted']} of {swaps['trials']} tried",
-                     f"{bought(swaps, swaps['seconds'])}, before the final solve"))
+                     f"{bought(swaps, swaps['seconds'])}, on the candidates"))
     if gains := result.get("gains"):
         spent = sum(one["seconds"] for one in gains["passes"])
         rows.append(("Trained gains and scales", f"{gains['numbers']:,}",
