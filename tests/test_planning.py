@@ -268,12 +268,14 @@ def priced(folder: Path, source: str, tmp_path: Path, layer: str,
     return gathered, candidates, prices(gathered, candidates)
 
 
-def test_a_layers_price_is_its_change_under_independent_inputs_and_scores(tiny_model: Any, text: Any, tmp_path: Path,  # noqa: F811
-                                                                          monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("family", "layer"), [("llama", "model.layers.1.self_attn.o_proj.weight"),
+                                               ("gpt2", "transformer.h.1.mlp.c_proj.weight")])
+def test_a_layers_price_is_its_change_under_independent_inputs_and_scores(
+        tiny_model: Any, text: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str, layer: str,  # noqa: F811
+) -> None:
     """1/2 E[(g_t . dW x_s)^2] over all pairs of positions, in float64 by autograd of the whole model."""
     monkeypatch.setattr("supremum.gather.shrunk", lambda fisher, share: fisher)
-    layer = "model.layers.1.self_attn.o_proj.weight"
-    gathered, candidates, nats = priced(tiny_model("llama", "float32"), text, tmp_path, layer)
+    gathered, candidates, nats = priced(tiny_model(family, "float32"), text, tmp_path, layer)
     model, inputs, scores = gathered.checkpoint.model(torch.float64), [], []
     module, seen = model.get_submodule(layer.removesuffix(".weight")), []
     module.register_forward_hook(lambda module, args, output: seen.append((args[0], output)))
