@@ -273,8 +273,9 @@ def priced(folder: Path, source: str, tmp_path: Path, layer: str,
 def test_a_layers_price_is_its_change_under_independent_inputs_and_scores(
         tiny_model: Any, text: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str, layer: str,  # noqa: F811
 ) -> None:
-    """1/2 E[(g_t . dW x_s)^2] over all pairs of positions, in float64 by autograd of the whole model."""
+    """c/2 E[(g_t . dW x_s)^2] over all pairs of positions, in float64 by autograd of the whole model."""
     monkeypatch.setattr("supremum.gather.shrunk", lambda fisher, share: fisher)
+    monkeypatch.setattr(Gathered, "coupling", lambda self, block, layer: 0.5)
     gathered, candidates, nats = priced(tiny_model(family, "float32"), text, tmp_path, layer)
     model, inputs, scores = gathered.checkpoint.model(torch.float64), [], []
     module, seen = model.get_submodule(layer.removesuffix(".weight")), []
@@ -287,7 +288,7 @@ def test_a_layers_price_is_its_change_under_independent_inputs_and_scores(
         scores.append(torch.autograd.grad(logits_1TV, y_1TO, upper)[0][0])
     for codec in ("MXFP4", "Q8_0"):
         change_OI = (candidates.get(layer, codec).decode() - gathered.weight(layer)).double()
-        exact = 0.5 * float((torch.cat(scores) @ change_OI @ torch.cat(inputs).T).square().mean())
+        exact = 0.5 * 0.5 * float((torch.cat(scores) @ change_OI @ torch.cat(inputs).T).square().mean())
         assert nats[layer, codec] == pytest.approx(exact, rel=0.02)
 
 

@@ -70,6 +70,10 @@ class Gathered:
         found, share = (self.block_fisher(block, key)[key] for key in (f"B|{layer}", f"r|{layer}"))
         return shrunk(found, float(share) / sum(call.block == block for call in self.calls))
 
+    def coupling(self, block: str, layer: str) -> float:
+        """What a change of one linear layer costs over K-FAC (stats/fisher.py); the mean over the block's uses."""
+        return float(self.block_fisher(block, f"c|{layer}")[f"c|{layer}"]) / sum(call.block == block for call in self.calls)
+
     def fisher_of(self, name: str) -> Tensor:
         """The same by the tensor's name."""
         block = next(block for block in self.stream.blocks if name.startswith(f"{block}."))

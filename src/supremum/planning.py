@@ -130,7 +130,7 @@ def units_of(checkpoint: Checkpoint, target: Target, menu: Menu, shapes: Mapping
 
 
 def prices(gathered: Gathered, candidates: Candidates) -> dict[tuple[str, str], float]:
-    """Nats a token of every candidate: of the blocks by K-FAC, of the embedding and the head measured."""
+    """Nats a token of every candidate: of the blocks by coupled K-FAC, of the embedding and the head measured."""
     found = damages(gathered, candidates.menu, lambda name, codec: candidates.get(name, codec).decode(), "prices")
     tables = {name: candidates.menu[name] for name in gathered.stream.tables() if candidates.menu[name]}
     return found | (measured_alone(gathered, candidates, tables, "prices") if tables else {})
@@ -163,17 +163,18 @@ def measured_alone(gathered: Gathered, candidates: Candidates, menu: Mapping[str
 
 def damages(gathered: Gathered, menu: Mapping[str, Sequence[str]], decoded: Callable[[str, str], Tensor], folder: str,
             ) -> dict[tuple[str, str], float]:
-    """Nats a token, by K-FAC, of matrices of the blocks in the codecs of `menu`. decoded: by tensor and codec name. Files:
-    FOLDER/K.json of block K."""
+    """Nats a token, by K-FAC times the layer's coupling, of matrices of the blocks in the codecs of `menu`. decoded: by
+    tensor and codec name. Files: FOLDER/K.json of block K."""
     def measure(block: str) -> dict[str, dict[str, float]]:
         sums, keys = moments(gathered.workspace, gathered.calls, block)
         found: dict[str, dict[str, float]] = {}
         for layer, key in keys.items():
             name = gathered.inner(block, layer)
             weight_OI, fisher, found[name] = gathered.weight(name), gathered.fisher(block, layer), {}
+            coupling = gathered.coupling(block, layer)
             for codec in menu.get(name, ()):
                 change_OI = decoded(name, codec) - weight_OI
-                found[name][codec] = damage(fisher, change_OI, change_OI @ sums[key])
+                found[name][codec] = coupling * damage(fisher, change_OI, change_OI @ sums[key])
         return found
 
     nats: dict[tuple[str, str], float] = {}

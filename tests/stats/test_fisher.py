@@ -23,8 +23,8 @@ from supremum.stats.fisher import (
     score,
     shrunk,
 )
-from supremum.stats.streaming import BlockStream, orientation
-from supremum.stats.sweep import hidden_file, sweep
+from supremum.stats.streaming import BlockStream, linears, orientation
+from supremum.stats.sweep import hidden_file, moments, sweep
 from supremum.text.pairs import answering
 from supremum.workspace import Workspace
 from tests.conftest import ENCODERS, FAMILIES
@@ -132,6 +132,46 @@ def test_the_sweep_is_one_pass_through_the_whole_model(tiny_model: TinyModel, tm
 @pytest.mark.parametrize("family", ENCODERS)
 def test_the_sweep_of_headless_encoders(tiny_model: TinyModel, tmp_path: Path, family: str) -> None:
     check(open_checkpoint(tiny_model(family, architecture=HEADLESS[family])), tmp_path, headless=True)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "albert"])
+def test_coupling_is_what_whitened_weight_gradients_cost_over_kfac(tiny_model: TinyModel, tmp_path: Path, family: str,
+                                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    """|G_s L^-T|^2 of weight gradients by autograd, call by call, over |g_t|^2 tr(S S^-1); every second of six sequences."""
+    monkeypatch.setattr("supremum.stats.fisher.SHARED", 3)
+    monkeypatch.setattr("supremum.stats.sweep.BATCH_TOKENS", 2 * LENGTH)
+    stream, workspace, text = BlockStream(open_checkpoint(tiny_model(family)), dtype=torch.float32), \
+        Workspace(tmp_path / "w", {}), windows(6, LENGTH)
+    sweep(stream, text, workspace)
+    fisher(stream, text, workspace, length=LENGTH, seed=SEED)
+    calls = stream.calls(text)
+    upper_NTd = workspace.load(gradient_file(0))["g"]  # any gradients do: they stand for those of call 0's output
+    monkeypatch.setattr("supremum.stats.fisher._head", lambda *given: None)
+    workspace.remove(gradient_file(0))
+    workspace.remove(fisher_file(0))
+    workspace.save(gradient_file(1), {"g": upper_NTd})
+    fisher(stream, text, workspace, length=LENGTH, seed=SEED)
+    found, entry_NTd = workspace.load(fisher_file(0)), workspace.load(hidden_file(0))["h"]
+    sums, keys = moments(workspace, calls, calls[0].block)
+    with stream.block(calls[0].block) as block:
+        for name, layer in linears(block).items():
+            layer.weight.requires_grad_(True)
+            moment_II = sums[keys[name]].double()
+            ridged_II = moment_II + 0.01 * moment_II.diagonal().mean() * torch.eye(len(moment_II))
+            size = float(torch.linalg.solve(ridged_II, moment_II).trace())
+            coupled = apart = 0.0
+            for n in (0, 2, 4):
+                outputs: list[Tensor] = []
+                handle = layer.register_forward_hook(lambda m, args, out, outputs=outputs: outputs.append(out))
+                with torch.enable_grad():
+                    result = calls[0].at(slice(n, n + 1)).run(block, entry_NTd[n:n + 1])
+                handle.remove()
+                g_1TO, gradient = torch.autograd.grad(result, [outputs[0], layer.weight], upper_NTd[n:n + 1])
+                gradient_OI = (gradient.T if family == "gpt2" else gradient).double()
+                coupled += float((gradient_OI @ torch.linalg.inv(ridged_II) * gradient_OI).sum())
+                apart += float(g_1TO.double().square().sum())
+            layer.weight.requires_grad_(False)
+            assert float(found[f"c|{name}"]) == pytest.approx(coupled / (apart * size), rel=1e-3), name
 
 
 def test_labels_are_sampled_from_the_model() -> None:

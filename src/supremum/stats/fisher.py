@@ -4,7 +4,7 @@ With labels y sampled from the model's own prediction and g = d log p(y) / d(lay
 
     B = E[g g^T]                      (O, O) per token, or its diagonal: the output Fisher
     w_t = |g_t|                       what a token's error in a layer's input weighs
-    KL(dW) ~ 1/2 tr(B dW S dW^T)      nats a token, S = E[x x^T]: what a change of a layer's weight costs (K-FAC)
+    KL(dW) ~ c/2 tr(B dW S dW^T)      nats a token, S = E[x x^T]: what a change of a layer's weight costs (K-FAC for c = 1)
 
 B is a mean over few sequences, and the tokens of one are alike: its small eigenvalues come out too small, which a limit
 drawn from them would promise to use. `shrunk` mixes in the share r of mean(diag B) I that loses least in Frobenius norm
@@ -15,6 +15,14 @@ drawn from them would promise to use. `shrunk` mixes in the share r of mean(diag
 The weights stand in the second moment of the final solve, E[w x x^T], for what B (x) S leaves out: that g and x go together
 (GuidedQuant, arXiv 2505.07004, takes |g_t|^2; of one drawn label that is mostly noise, and its root does better here).
 
+To second order and given the text a sequence costs <G_s, dW>^2 / 2, G_s = sum_t g_t x_t^T, as scores of different positions
+are uncorrelated. Of one dW and few sequences that is mostly noise, of all that error feedback may leave it is not: rows of dW
+with covariance S^-1 cost |G_s S^-1/2|^2 / 2 on the mean, and K-FAC's tr(B) I / 2 a token. Their ratio is the layer's coupling
+
+    c = E_s |sum_t g_t (S^-1/2 x_t)^T|^2  /  (E_s sum_t |g_t|^2  tr(S S^-1))        S^-1 of S + RIDGE mean(diag S) I
+
+of inputs and gradients: 0.3 to 2 in a Llama, most below one where attention spreads a value over many positions.
+
 A model without a vocabulary head is read as a Gaussian around its output with the output's own variance: KL is then half the
 relative squared error summed over features.
 """
@@ -23,6 +31,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -32,10 +41,11 @@ from ..progress import track
 from ..text.pairs import answering
 from ..workspace import Workspace
 from .streaming import BlockStream, linears
-from .sweep import accumulate, batches, hidden_file
+from .sweep import accumulate, batches, hidden_file, moments
 
 SHARED = 8  # sequences, spread evenly over all, that say how B is shrunk
 HEAD_FISHER = "fisher/head.safetensors"
+RIDGE = 0.01  # share of S's mean diagonal that is added before it is inverted
 FULL_FISHER = 4096  # outputs up to which B is kept whole; beyond, its diagonal
 
 
@@ -66,18 +76,20 @@ def gaussian_score(output: Tensor, generator: torch.Generator) -> Tensor:
 
 
 @contextlib.contextmanager
-def _gradients(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
-    """Within the context a backward pass leaves the output gradient of every layer in what is yielded."""
-    found: dict[str, Tensor] = {}
+def _watching(layers: Mapping[str, nn.Module]) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
+    """Within the context a pass there and back leaves the input and the output gradient of every layer in what is yielded."""
+    inputs: dict[str, Tensor] = {}
+    gradients: dict[str, Tensor] = {}
 
     def hook(name: str) -> Any:
         def keep(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            output.register_hook(lambda gradient: found.__setitem__(name, gradient.detach()))
+            inputs[name] = args[0].detach()
+            output.register_hook(lambda gradient: gradients.__setitem__(name, gradient.detach()))
         return keep
 
     handles = [layer.register_forward_hook(hook(name)) for name, layer in layers.items()]
     try:
-        yield found
+        yield inputs, gradients
     finally:
         for handle in handles:
             handle.remove()
@@ -87,7 +99,8 @@ def fisher(stream: BlockStream, windows_NT: Tensor, workspace: Workspace, *, len
     """Backward through all blocks over the first `length` tokens of each window; `sweep` must have run.
 
     Files: fisher/K holds for each linear layer of call K "B|layer" ((O, O) or (O,)), "r|layer" its share for `shrunk`,
-    and "w|layer" (N, length) its positions' weights |g_t|. fisher/head holds B and its share of the head, where there is one.
+    "c|layer" (1,) its coupling, and "w|layer" (N, length) its positions' weights |g_t|. fisher/head holds B and its share of
+    the head, where there is one.
     """
     windows_NT = windows_NT[:, :length]
     calls, answers = stream.calls(windows_NT), int(answering(windows_NT).sum()) / len(windows_NT)
@@ -101,20 +114,28 @@ def fisher(stream: BlockStream, windows_NT: Tensor, workspace: Workspace, *, len
         upper_NTd = workspace.load(gradient_file(k + 1))["g"]
         found: dict[str, Tensor] = {}
         lower = []
+        sums, keys = moments(workspace, calls, call.block)
+        factors, readers = {key: _factor(moment_II) for key, moment_II in sums.items()}, {key: n for n, key in keys.items()}
         with stream.block(call.block) as block:
             layers = linears(block)
             for part in batches(hidden_NTd):
                 some = call.at(part)
-                with _gradients(layers) as watch:
+                with _watching(layers) as (inputs, gradients):
                     entry = hidden_NTd[part].detach().requires_grad_(True)
                     with torch.enable_grad():
                         output = some.run(block, entry)
                         lower.append(torch.autograd.grad(output, entry, upper_NTd[part])[0])
+                shared = _some(part, len(windows_NT), SHARED)
+                white = {key: _white(factor, inputs[readers[key]][shared]) for key, factor in factors.items()}
                 for name in layers:
-                    g_NTO = watch[name]
-                    _add_fisher(found, f"B|{name}", g_NTO, _some(part, len(windows_NT), SHARED))
+                    g_NTO = gradients[name]
+                    _add_fisher(found, f"B|{name}", g_NTO, shared)
+                    _add_coupling(found, f"c|{name}", g_NTO[shared], white[keys[name]])
                     _append(found, f"w|{name}", torch.linalg.vector_norm(g_NTO.float(), dim=-1))
         _mean(found, len(windows_NT), answers)
+        for name in layers:
+            coupled, apart = found[f"c|{name}"].view(-1, 2).sum(0)
+            found[f"c|{name}"] = (coupled / (apart * factors[keys[name]].size).clamp_min(1e-300)).view(1)
         workspace.save(fisher_file(k), found)
         workspace.save(gradient_file(k), {"g": torch.cat(lower)})
         workspace.remove(gradient_file(k + 1))
@@ -131,13 +152,13 @@ def _head(stream: BlockStream, windows_NT: Tensor, workspace: Workspace, answers
         for n in track(range(len(hidden_NTd)), "Fisher of the head"):
             part = slice(n, n + 1)
             generator = torch.Generator().manual_seed(seed * 1_000_003 + n)
-            with _gradients({"head": layer} if layer is not None else {}) as watch, torch.enable_grad():
+            with _watching({"head": layer} if layer is not None else {}) as (_, layers), torch.enable_grad():
                 entry = hidden_NTd[part].detach().requires_grad_(True)
                 output = head(entry[:, answers_NT[n]])
                 upper = score(output, generator) if layer is not None else gaussian_score(output, generator)
                 gradients.append(torch.autograd.grad(output, entry, upper)[0])
             if layer is not None:
-                _add_fisher(found, "B|head", watch["head"], _some(part, len(hidden_NTd), SHARED))
+                _add_fisher(found, "B|head", layers["head"], _some(part, len(hidden_NTd), SHARED))
     _mean(found, len(windows_NT), answers)
     workspace.save(gradient_file(depth), {"g": torch.cat(gradients)})
     workspace.save(HEAD_FISHER, found or {"none": torch.zeros(1)})
@@ -167,6 +188,33 @@ def _add_fisher(found: dict[str, Tensor], key: str, g_NTO: Tensor, shared: slice
     for g_sTO in g_NTO[shared].float():
         form = g_sTO.square().sum(0) if diagonal else g_sTO @ g_sTO.T if len(g_sTO) < g_sTO.shape[1] else g_sTO.T @ g_sTO
         _append(found, f"norm|{key}", form.square().sum(dtype=torch.float64).view(1))
+
+
+@dataclass(frozen=True)
+class _Factor:
+    """L of S + ridge = L L^T, and tr(S (L L^T)^-1): the inputs' number of dimensions, less what the ridge takes."""
+
+    lower_II: Tensor
+    size: float
+
+
+def _factor(moment_II: Tensor) -> _Factor:
+    moment_II = moment_II.float()
+    ridge = RIDGE * moment_II.diagonal().mean().clamp_min(1e-30)
+    lower_II = torch.linalg.cholesky(moment_II + ridge * torch.eye(len(moment_II)))
+    return _Factor(lower_II, len(moment_II) - float(ridge * torch.cholesky_inverse(lower_II).trace()))
+
+
+def _white(factor: _Factor, x_STI: Tensor) -> Tensor:
+    """L^-1 x of some sequences, (S, I, T)."""
+    return torch.linalg.solve_triangular(factor.lower_II, x_STI.float().transpose(1, 2), upper=False)
+
+
+def _add_coupling(found: dict[str, Tensor], key: str, g_STO: Tensor, white_SIT: Tensor) -> None:
+    """Of each sequence |sum_t g_t x_t^T L^-T|^2 and sum_t |g_t|^2, float64."""
+    for g_TO, white_IT in zip(g_STO.float(), white_SIT, strict=True):
+        coupled = ((g_TO @ g_TO.T) * (white_IT.T @ white_IT)).sum(dtype=torch.float64)
+        _append(found, key, torch.stack([coupled, g_TO.square().sum(dtype=torch.float64)]))
 
 
 def _mean(found: dict[str, Tensor], sequences: int, length: float) -> None:
