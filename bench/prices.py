@@ -4,7 +4,8 @@
 
 Every layer of the chosen blocks is solved in every format of the GGUF menu that holds it. Prices, nats a token:
 
-    K-FAC       1/2 tr(B dW S dW^T)                        what `optimize` allocates by
+    K-FAC       1/2 tr(B dW S dW^T)
+    coupled     c times that, c the layer's coupling (stats/fisher.py): what `optimize` allocates by
     sequence    1/2 E_s[(sum_t g_t . dW x_t)^2] / T         exact to second order but for its sampling
 
 S, B and the scores come from the calibration windows; the truth is the KL in float32 on other windows of the text, with
@@ -39,7 +40,7 @@ from supremum.text.pairs import answering
 from supremum.workspace import Workspace
 
 BITS = (4.3, 4.4, 4.5, 4.75, 5.0, 5.5, 6.0, 7.0)  # a weight, of the plans
-FORMS = ("K-FAC", "sequence", "measured")
+FORMS = ("K-FAC", "coupled", "sequence", "measured")
 
 
 def sequence_prices(gathered: Gathered, candidates: Candidates, blocks: list[str], seed: int) -> dict[tuple[str, str], float]:
@@ -111,23 +112,26 @@ def main() -> None:
         menu = {name: names if any(name.startswith(f"{block}.") for block in blocks) else [] for name, names in usual.items()}
         gather_fisher(gathered, args.seed)
         candidates = solve_candidates(gathered, menu)
-        nats = {"K-FAC": damages(gathered, menu, lambda name, codec: candidates.get(name, codec).decode(), "prices"),
+        coupled = damages(gathered, menu, lambda name, codec: candidates.get(name, codec).decode(), "prices")
+        coupling = {gathered.inner(block, layer): gathered.coupling(block, layer)
+                    for block in blocks for layer in linears(gathered.stream.blocks[block])}
+        nats = {"K-FAC": {key: value / coupling[key[0]] for key, value in coupled.items()}, "coupled": coupled,
                 "sequence": sequence_prices(gathered, candidates, blocks, args.seed)}
         chosen = {name: names for name, names in menu.items() if names}
         truth = measured_alone(gathered, candidates, chosen, "measured", tokens=args.measured)
         nats["measured"] = {key: max(kl, 1e-9) for key, kl in truth.items()}
-    print("| layer | format | K-FAC | sequence | measured KL |\n|---|---|---|---|---|")
+    print("| layer | format | K-FAC | coupled | sequence | measured KL |\n|---|---|---|---|---|---|")
     for name, codec in nats["K-FAC"]:
         print(f"| {name} | {codec} | {' | '.join(f'{nats[form][name, codec]:.6f}' for form in FORMS)} |")
     print("\n| price | over measured | within a layer |\n|---|---|---|")
-    for form in FORMS[:2]:
+    for form in FORMS[:3]:
         logs = {key: math.log(max(value, 1e-12) / nats["measured"][key]) for key, value in nats[form].items()}
         means = {name: sum(logs[name, codec] for codec in names) / len(names) for name, names in menu.items() if names}
         mean = sum(logs.values()) / len(logs)
         spread = math.sqrt(sum((value - mean) ** 2 for value in logs.values()) / len(logs))
         inside = math.sqrt(sum((value - means[name]) ** 2 for (name, _), value in logs.items()) / len(logs))
         print(f"| {form} | {math.exp(mean):.2f}, x {math.exp(spread):.2f} | x {math.exp(inside):.2f} |")
-    print("\n| bits a weight | nats of the plan by K-FAC | by sequences | by measurement |\n|---|---|---|---|")
+    print("\n| bits a weight | nats of the plan by K-FAC | coupled | by sequences | by measurement |\n|---|---|---|---|---|")
     for bits, row in plans(chosen, gathered.shapes, nats):
         print(f"| {bits:g} | {' | '.join(f'{row[form]:.5f}' for form in FORMS)} |")
 
