@@ -40,7 +40,7 @@ from supremum.stats.streaming import BlockStream, orientation
 
 AROUND = ("check what is needed", "rehearse export and reload", "analyse the layers", "measure the machine", "write",
           "prove in the stock runtime", "write samples")  # phases of a run that are not quantising
-FISHER = ("Fisher of the head", "gather Fisher")  # where every matrix is solved once, they serve the limit alone
+REPORTED = ("Fisher of the head", "gather Fisher", "measure the result", "price the layers")  # of --quick: serve the report
 KINDS = ("Q4_0", "IQ4_NL", "Q2_K", "IQ3_XXS", "IQ2_XXS", "IQ1_S")  # of llama.cpp
 ROWS = ("gguf", "imatrix", "gguf-least", "int4", "int3", "int2", "archive-4", "archive-3", "archive-2.55", "archive-2.1")
 
@@ -122,7 +122,7 @@ class Table:
     def ours(self, label: str, budget: Budget, **options: Any) -> dict[str, float]:
         """The row; "quantising": its wall seconds in which nothing was proved, drawn or reported."""
         out, document, spent = self.optimized(label.replace(" ", "-"), budget, **options)
-        around = (*AROUND, *FISHER) if options.get("quick") else AROUND
+        around = (*AROUND, *REPORTED) if options.get("quick") else AROUND
         rest = sum(phase["seconds"] for phase in document["phases"] if phase["name"] in around)
         return self.row(label, out / document["result"]["file"], spent) | {"quantising": spent[0] - rest}
 

@@ -95,7 +95,7 @@ def _when_quick(options: Mapping[str, Any]) -> list[str]:
 
 def _when_alone(priced: bool) -> list[str]:
     return [] if priced else ["The budget leaves one plan, so no candidate was priced: the layers' damages are those of the "
-                              "finished matrices, by K-FAC and not corrected by a measurement"]
+                              "finished matrices, as predicted and not corrected by a measurement"]
 
 
 def _when_swapped(swaps: Mapping[str, Any] | None) -> list[str]:
