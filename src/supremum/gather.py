@@ -51,6 +51,7 @@ class Gathered:
         return weight.T.contiguous() if self.turned[name] else weight
 
     def inner(self, block: str, layer: str) -> str:
+        """The tensor's name of one linear layer by its name inside the block."""
         return f"{block}.{layer}.weight"
 
     def spectra(self) -> Iterator[LayerSpectrum]:
@@ -70,14 +71,14 @@ class Gathered:
         found, share = (self.block_fisher(block, key)[key] for key in (f"B|{layer}", f"r|{layer}"))
         return shrunk(found, float(share) / sum(call.block == block for call in self.calls))
 
-    def coupling(self, block: str, layer: str) -> float:
-        """What a change of one linear layer costs over K-FAC (stats/fisher.py); the mean over the block's uses."""
-        return float(self.block_fisher(block, f"c|{layer}")[f"c|{layer}"]) / sum(call.block == block for call in self.calls)
-
     def fisher_of(self, name: str) -> Tensor:
         """The same by the tensor's name."""
         block = next(block for block in self.stream.blocks if name.startswith(f"{block}."))
         return self.fisher(block, name.removeprefix(f"{block}.").removesuffix(".weight"))
+
+    def coupling(self, block: str, layer: str) -> float:
+        """What a change of one linear layer costs over K-FAC (stats/fisher.py); the mean over the block's uses."""
+        return float(self.block_fisher(block, f"c|{layer}")[f"c|{layer}"]) / sum(call.block == block for call in self.calls)
 
     def block_fisher(self, block: str, prefix: str) -> dict[str, Tensor]:
         """Fisher files' entries of one block that start with `prefix`, summed over its calls."""

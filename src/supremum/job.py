@@ -17,6 +17,7 @@ from .checkpoint import Checkpoint, open_checkpoint
 from .checkpoint.targets import Target, target_for
 from .codecs.activations import rounder
 from .costs import check_runtime
+from .errors import SupremumError
 from .gather import HELD_OUT_TOKENS, TOKENS, compute_dtype, window_length
 from .output import check_output
 from .planning import Menu, block_rate, meets, menu_of, only_plan, plan_of, units_of
@@ -116,6 +117,10 @@ def lay_out(job: Job, budgets: Sequence[Budget] = ()) -> Layout:
     stream = BlockStream(job.checkpoint, dtype=compute_dtype(job.options["dtype"]))
     oriented = orientation(stream)
     shapes = {name: shape for name, (shape, _) in oriented.items()}
+    for part in job.options["keep"]:
+        if not any(part in name for name in (*shapes, *job.checkpoint.tensors)):
+            raise SupremumError(f"--keep {part}: no tensor of {job.model} has this in its name.",
+                                f"Its tables are {' and '.join(stream.tables())}; a layer is {next(iter(shapes))}.")
     usual, widest = (menu_of(job.kind, job.checkpoint, shapes, job.options["keep"], job.options["only"], least=least)
                      for least in (False, True))
     layout = Layout(stream, shapes, usual, widest, {name: turned for name, (_, turned) in oriented.items()})

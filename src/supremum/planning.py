@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -78,8 +79,9 @@ def menu_of(target: Target, checkpoint: Checkpoint, shapes: Mapping[str, tuple[i
     valid = sorted({codec for names in held.values() for codec in names})
     unknown = [codec for codec in only if codec not in valid]
     if unknown:
+        near = [f"{name}? " for name in get_close_matches(unknown[0], valid, 1)]
         raise SupremumError(f"The {target.name} target has no format {unknown[0]} for this model.",
-                            f"Choose among: {', '.join(valid)}.")
+                            f"{''.join(near)}Choose among: {', '.join(valid)}.")
     chosen: dict[str, list[str]] = {}
     for name, possible in held.items():
         wanted = only or (*target.menu, *(target.least if least else ()))

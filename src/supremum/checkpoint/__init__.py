@@ -48,6 +48,8 @@ def open_checkpoint(source: str | Path, *, revision: str | None = None) -> Check
     from .read_gguf import open_gguf
 
     text = str(source)
+    if not text.strip():
+        raise CheckpointError("MODEL is empty.", "Give a model folder, a .gguf file, a hub id, or `demo`.")
     path = packaged(text) if text in PACKAGED else Path(source).expanduser()
     if path.is_dir():
         inner = _gguf_of(path)

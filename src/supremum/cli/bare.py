@@ -13,7 +13,7 @@ DEFAULT = "default"  # stands for the value that was left out
 class BareFrontier(TyperCommand):
     """A command in which `--frontier` alone means `--frontier default`."""
 
-    option, value = "--frontier", rf"{DEFAULT}|[\d.,]+"
+    option, value = "--frontier", rf"{DEFAULT}|[\d.]+|[^-/][^/]*,[^/]*"
 
     def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
         words = []

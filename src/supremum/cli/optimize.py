@@ -33,8 +33,8 @@ from .common import (
     supremum optimize models/llama --bits 3.5 --target compressed-tensors
     supremum optimize models/llama --bits 5 --only Q4_0 --only Q8_0
     supremum optimize models/llama --bits 2.3 --out tiny
-    supremum optimize models/llama --bits 4.25 --target compressed-tensors --quick
-    supremum optimize models/llama --max-kl 0.05 --size 900MB --keep lm_head
+    supremum optimize models/llama --bits 4.25 --quick
+    supremum optimize models/llama --max-kl 0.05 --size 900MB --keep embed
     supremum optimize models/llama --bits 3 --target archive --out archived
     supremum optimize models/llama --speed 2x --memory 900MB
     supremum optimize sst2 --floor accuracy=0.99x --out small
@@ -77,7 +77,8 @@ def optimize(
     keep: Annotated[list[str] | None, typer.Option(
         "--keep", metavar="NAME", help="Leave tensors whose name contains NAME as they are; repeatable.")] = None,
     only: Annotated[list[str] | None, typer.Option(
-        "--only", metavar="CODEC", help="Choose from these formats only, for example Q4_0 or int4-g64; repeatable.")] = None,
+        "--only", metavar="CODEC", help="Choose from these formats only, for example Q4_0, or int4-g64 of "
+        "compressed-tensors; repeatable.")] = None,
     quick: Annotated[bool, typer.Option(
         "--quick", help="Solve every layer once and train nothing: a third of the time, and more damage.")] = False,
     fresh: Annotated[bool, typer.Option(

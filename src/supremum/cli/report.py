@@ -20,10 +20,13 @@ def report(
     debug: Debug = False,
 ) -> Result:
     """Show a finished run again and rewrite its report.html and README.md from supremum.json; of a frontier, its page."""
+    from ..errors import SupremumError
     from ..report import read_document, write_report
     from ..report.frontier import FILE, read_frontier, show_frontier, write_frontier
     from ..report.terminal import show_result
 
+    if not folder.exists():
+        raise SupremumError(f"{folder}: does not exist.", "Give the folder that a run was written to.")
     if folder.is_file():
         folder = folder.parent
     if (folder / FILE).exists():

@@ -19,9 +19,9 @@ To second order and given the text a sequence costs <G_s, dW>^2 / 2, G_s = sum_t
 are uncorrelated. Of one dW and few sequences that is mostly noise, of all that error feedback may leave it is not: rows of dW
 with covariance S^-1 cost |G_s S^-1/2|^2 / 2 on the mean, and K-FAC's tr(B) I / 2 a token. Their ratio is the layer's coupling
 
-    c = E_s |sum_t g_t (S^-1/2 x_t)^T|^2  /  (E_s sum_t |g_t|^2  tr(S S^-1))        S^-1 of S + RIDGE mean(diag S) I
+    c = E_s |sum_t g_t (S^-1/2 x_t)^T|^2  /  (E_s sum_t |g_t|^2  tr(S S^-1))        S^-1 of S + COUPLING_RIDGE mean(diag S) I
 
-of inputs and gradients: 0.3 to 2 in a Llama, most below one where attention spreads a value over many positions.
+of inputs and gradients. It is least for values, whose errors attention averages over positions.
 
 A model without a vocabulary head is read as a Gaussian around its output with the output's own variance: KL is then half the
 relative squared error summed over features.
@@ -45,7 +45,7 @@ from .sweep import accumulate, batches, hidden_file, moments
 
 SHARED = 8  # sequences, spread evenly over all, that say how B is shrunk
 HEAD_FISHER = "fisher/head.safetensors"
-RIDGE = 0.01  # share of S's mean diagonal that is added before it is inverted
+COUPLING_RIDGE = 0.01  # share of S's mean diagonal that is added before it is inverted
 FULL_FISHER = 4096  # outputs up to which B is kept whole; beyond, its diagonal
 
 
@@ -200,7 +200,7 @@ class _Factor:
 
 def _factor(moment_II: Tensor) -> _Factor:
     moment_II = moment_II.float()
-    ridge = RIDGE * moment_II.diagonal().mean().clamp_min(1e-30)
+    ridge = COUPLING_RIDGE * moment_II.diagonal().mean().clamp_min(1e-30)
     lower_II = torch.linalg.cholesky(moment_II + ridge * torch.eye(len(moment_II)))
     return _Factor(lower_II, len(moment_II) - float(ridge * torch.cholesky_inverse(lower_II).trace()))
 
