@@ -167,12 +167,12 @@ def test_the_floor_reaches_the_engine(words: list[str], budget: int | None, engi
 def test_the_budget_reaches_the_engine_in_bytes(engine: Any) -> None:
     CliRunner().invoke(app, ["optimize", "models/llama", "--size", "60MB", "--max-kl", "0.05", "--keep", "head",
                              "--keep", "embed", "--only", "Q4_0", "--fresh", "--seed", "7", "--text", "a.txt",
-                             "--dtype", "float32", "--memory", "200MB", "--speed", "2x"])
+                             "--dtype", "float32", "--memory", "200MB", "--speed", "2x", "--quick"])
     (model, budget), options = engine.seen["optimize"]
     assert model == "models/llama" and budget == {"size": 60_000_000, "bits": None, "max_kl": 0.05, "memory": 200_000_000,
                                                   "speed": "2x"}
     assert options == {"target": "gguf", "text": ["a.txt"], "tokens": None, "out": Path("llama-supremum"),
-                       "keep": ["head", "embed"], "only": ["Q4_0"], "fresh": True, "seed": 7, "dtype": "float32"}
+                       "keep": ["head", "embed"], "only": ["Q4_0"], "quick": True, "fresh": True, "seed": 7, "dtype": "float32"}
 
 
 def test_the_output_is_named_after_the_model_however_it_is_written(engine: Any, tmp_path: Path,
@@ -308,7 +308,10 @@ def test_a_finished_run_can_be_reported_again(tmp_path: Path, monkeypatch: pytes
     result = CliRunner().invoke(app, ["report", str(tmp_path / "supremum.json")])
     assert result.exit_code == 0 and str(tmp_path / "report.html") in result.stdout
     result = CliRunner().invoke(app, ["report", str(tmp_path / "nothing")])
-    assert result.exit_code == 1 and "holds no supremum.json" in result.stderr
+    assert result.exit_code == 1 and "nothing: does not exist" in result.stderr
+    (tmp_path / "empty").mkdir()
+    result = CliRunner().invoke(app, ["report", str(tmp_path / "empty")])
+    assert result.exit_code == 1 and "empty: holds no supremum.json" in result.stderr
 
 
 def test_a_wrong_path_is_named_with_a_remedy(tmp_path: Path) -> None:
