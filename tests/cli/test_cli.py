@@ -172,7 +172,8 @@ def test_the_budget_reaches_the_engine_in_bytes(engine: Any) -> None:
     assert model == "models/llama" and budget == {"size": 60_000_000, "bits": None, "max_kl": 0.05, "memory": 200_000_000,
                                                   "speed": "2x"}
     assert options == {"target": "gguf", "text": ["a.txt"], "tokens": None, "out": Path("llama-supremum"),
-                       "keep": ["head", "embed"], "only": ["Q4_0"], "quick": True, "fresh": True, "seed": 7, "dtype": "float32"}
+                       "keep": ["head", "embed"], "only": ["Q4_0"], "quick": True, "fresh": True, "seed": 7,
+                       "dtype": "float32"}
 
 
 def test_the_output_is_named_after_the_model_however_it_is_written(engine: Any, tmp_path: Path,
