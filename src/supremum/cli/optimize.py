@@ -80,7 +80,7 @@ def optimize(
         "--only", metavar="CODEC", help="Choose from these formats only, for example Q4_0, or int4-g64 of "
         "compressed-tensors; repeatable.")] = None,
     quick: Annotated[bool, typer.Option(
-        "--quick", help="Solve every layer once and train nothing: a third of the time, and more damage.")] = False,
+        "--quick", help="Solve every layer once and train nothing: sooner done, more damage.")] = False,
     fresh: Annotated[bool, typer.Option(
         "--fresh/--resume", help="Start over and replace a result in DIR, or continue an interrupted run.")] = False,
     seed: Seed = 0,
