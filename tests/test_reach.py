@@ -33,7 +33,7 @@ def nats(plan: dict[str, str]) -> float:
 
 def finishes(patch: pytest.MonkeyPatch, kl: Callable[[dict[str, str]], float]) -> None:
     """Solving and training a plan leaves this KL."""
-    patch.setattr(module, "solve_and_train", lambda gathered, plan, *given: Trained(
+    patch.setattr(module, "solve_and_train", lambda gathered, plan, *given, **options: Trained(
         SimpleNamespace(plan=plan), {}, {"kl_mean": kl(plan)}, None))  # type: ignore[arg-type]
 
 

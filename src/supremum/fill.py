@@ -33,7 +33,7 @@ from .sizes import format_size
 from .solve.cancellation import DAMPING, Metric, one_thread, side_by_side
 from .solve.candidates import Matrix, read_matrix, save_matrices
 from .solve.final import solve_final
-from .solve.gains import PASSES, Trained, train_gains
+from .solve.gains import Trained, train_gains
 from .solve.water import Outputs, Spread, Watered, water
 from .stats.fisher import HEAD_FISHER, gradient_file, shrunk
 from .stats.sweep import HEAD_MOMENTS, moments
@@ -82,7 +82,7 @@ def fill(gathered: Gathered, budget: Budget, kind: ArchiveTarget, spectra: list[
 
     def trained(solved: Solved) -> Trained:
         return train_gains(gathered.stream, gathered.windows, gathered.held_out, reference, gathered.workspace, solved.coded,
-                           solved.folder, passes=0 if quick else PASSES)
+                           solved.folder, quick=quick)
 
     def kl(solved: Solved, ready: bool) -> float:
         found: dict[str, Any] = gathered.workspace.json(f"{solved.folder}/trained.json", lambda: trained(solved).quality) \

@@ -124,7 +124,7 @@ def solve_and_train(gathered: Gathered, plan: Mapping[str, str], candidates: Can
     if quick:
         assert candidates is not None
         return train_gains(gathered.stream, gathered.windows, gathered.held_out, reference, gathered.workspace,
-                           candidates.coded(plan), folder, passes=0)
+                           candidates.coded(plan), folder, quick=True)
     tables = {name: candidates.get(name, plan[name]) for name in gathered.stream.tables() if candidates and name in plan}
     files = solve_final(gathered.stream, gathered.windows, gathered.workspace, plan, gathered.weight, gathered.shapes,
                         folder, tables, Grids(gathered.fisher_of))

@@ -46,8 +46,8 @@ def test_what_swaps_and_training_bought_is_said_in_the_same_words() -> None:
     document["result"]["gains"] = {"numbers": 1792, "kl_before": 0.22, "kl_after": 0.2,
                                    "passes": [{"kl": 0.205, "seconds": 30.0}, {"kl": 0.2, "seconds": 30.0}]}
     facts = {label: (value, means) for label, value, means in words.facts(document)}
-    assert facts["Swapped formats"] == ("2 of 9 tried", "KL 0.450 to 0.400 in 1 min 30 s: 0.0333 a minute, before the final "
-                                        "solve")
+    assert facts["Swapped formats"] == ("2 of 9 tried", "KL 0.450 to 0.400 in 1 min 30 s: 0.0333 a minute, on the "
+                                        "candidates")
     assert facts["Trained gains and scales"] == ("1,792", "KL 0.220 to 0.200 in 1 min 00 s: 0.0200 a minute, 2 passes")
 
 

@@ -120,9 +120,9 @@ def takes_factors(coded: Any) -> bool:
 
 
 def train_gains(stream: BlockStream, windows_NT: Tensor, held_out_NT: Tensor, reference_NTd: Tensor, workspace: Workspace,
-                coded: LazyCoded, folder: str, *, passes: int = PASSES) -> Trained:
-    """Measure `coded` on the held-out windows and train what no code holds, in at most `passes` passes. `sweep` must have run
-    on `windows`.
+                coded: LazyCoded, folder: str, *, quick: bool = False) -> Trained:
+    """Measure `coded` on the held-out windows and train what no code holds; quick: do not train. `sweep` must have run on
+    `windows`.
 
     reference: the original's `final_hidden` on the held-out windows. Files: FOLDER/quality.json, and of pass K
     FOLDER/gains/K.safetensors, the state after its last finished step, and FOLDER/gains/K.json, its measurement.
@@ -136,20 +136,20 @@ def train_gains(stream: BlockStream, windows_NT: Tensor, held_out_NT: Tensor, re
 
     best = Trained(coded, {}, measured("quality", coded, {}), None)
     first = best.quality["kl_mean"]
-    if first < WORTH or not passes:
+    if first < WORTH or quick:
         return best
-    numbers, done = _numbers(stream, coded), []
+    numbers, passes = _numbers(stream, coded), []
     theta_P = torch.zeros(numbers.count)
-    for k in range(passes if numbers.count else 0):
+    for k in range(PASSES if numbers.count else 0):
         theta_P, seconds = _pass(stream, windows_NT, workspace, coded, numbers, theta_P, f"{folder}/gains/{k}.safetensors", k)
         matrices, vectors = numbers.stored(coded, theta_P)
         found, before = measured(f"gains/{k}", matrices, vectors), best.quality["kl_mean"]
-        done.append({"kl": found["kl_mean"], "seconds": seconds})
+        passes.append({"kl": found["kl_mean"], "seconds": seconds})
         if found["kl_mean"] < before:
             best = Trained(matrices, vectors, found, None)
         if found["kl_mean"] > (1 - LEAST) * before:
             break
-    record = {"numbers": numbers.count, "kl_before": first, "kl_after": best.quality["kl_mean"], "passes": done}
+    record = {"numbers": numbers.count, "kl_before": first, "kl_after": best.quality["kl_mean"], "passes": passes}
     return replace(best, record=record)
 
 
