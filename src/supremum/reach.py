@@ -123,8 +123,15 @@ def solve_and_train(gathered: Gathered, plan: Mapping[str, str], candidates: Can
     quick: of all tensors, and they are what is measured."""
     if quick:
         assert candidates is not None
-        return train_gains(gathered.stream, gathered.windows, gathered.held_out, reference, gathered.workspace,
-                           candidates.coded(plan), folder, quick=True)
+        coded = candidates.coded(plan)
+    else:
+        coded = _solve(gathered, plan, candidates, folder)
+    return train_gains(gathered.stream, gathered.windows, gathered.held_out, reference, gathered.workspace, coded, folder,
+                       quick=quick)
+
+
+def _solve(gathered: Gathered, plan: Mapping[str, str], candidates: Candidates | None, folder: str) -> LazyCoded:
+    """The blocks' matrices on the inputs that they will see, and the tables' candidates."""
     tables = {name: candidates.get(name, plan[name]) for name in gathered.stream.tables() if candidates and name in plan}
     files = solve_final(gathered.stream, gathered.windows, gathered.workspace, plan, gathered.weight, gathered.shapes,
                         folder, tables, Grids(gathered.fisher_of))
@@ -134,8 +141,7 @@ def solve_and_train(gathered: Gathered, plan: Mapping[str, str], candidates: Can
             return tables[name]
         return load_coded(gathered.workspace, files[name], name, plan[name], gathered.shapes[name])
 
-    return train_gains(gathered.stream, gathered.windows, gathered.held_out, reference, gathered.workspace,
-                       LazyCoded(plan, load), folder)
+    return LazyCoded(plan, load)
 
 
 def _nats(options: list[Option]) -> float:

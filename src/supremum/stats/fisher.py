@@ -134,7 +134,7 @@ def fisher(stream: BlockStream, windows_NT: Tensor, workspace: Workspace, *, len
                     _append(found, f"w|{name}", torch.linalg.vector_norm(g_NTO.float(), dim=-1))
         _mean(found, len(windows_NT), answers)
         for name in layers:
-            coupled, apart = found[f"c|{name}"].view(-1, 2).sum(0)
+            coupled, apart = found[f"c|{name}"]
             found[f"c|{name}"] = (coupled / (apart * factors[keys[name]].size).clamp_min(1e-300)).view(1)
         workspace.save(fisher_file(k), found)
         workspace.save(gradient_file(k), {"g": torch.cat(lower)})
@@ -211,10 +211,10 @@ def _white(factor: _Factor, x_STI: Tensor) -> Tensor:
 
 
 def _add_coupling(found: dict[str, Tensor], key: str, g_STO: Tensor, white_SIT: Tensor) -> None:
-    """Of each sequence |sum_t g_t x_t^T L^-T|^2 and sum_t |g_t|^2, float64."""
+    """Sums over sequences of |sum_t g_t x_t^T L^-T|^2 and of sum_t |g_t|^2, float64."""
     for g_TO, white_IT in zip(g_STO.float(), white_SIT, strict=True):
         coupled = ((g_TO @ g_TO.T) * (white_IT.T @ white_IT)).sum(dtype=torch.float64)
-        _append(found, key, torch.stack([coupled, g_TO.square().sum(dtype=torch.float64)]))
+        found[key] = found.get(key, 0) + torch.stack([coupled, g_TO.square().sum(dtype=torch.float64)])
 
 
 def _mean(found: dict[str, Tensor], sequences: int, length: float) -> None:
