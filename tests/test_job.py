@@ -37,7 +37,7 @@ def test_the_least_types_are_offered_for_a_size_or_bits_alone(tiny_model: TinyMo
     assert lay_out(job, [Budget(bits=4), Budget(bits=2)]).menu == usual.widest
     least, most = bit_range(job, usual, usual.widest)
     assert 1.5 < least < 2 < bit_range(job, usual, usual.menu)[0] < 4 < most
-    with pytest.raises(BudgetError, match=f"the least this target can hold is {least:.3f}"):
+    with pytest.raises(BudgetError, match=f"the least to be had is {least:.3f}"):
         check(job, lay_out(job, [Budget(bits=1)]), [Budget(bits=1)], tmp_path / "out")
 
 

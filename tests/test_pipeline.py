@@ -366,7 +366,7 @@ def test_only_some_formats_and_the_command_that_repeats_the_run(tiny_model, text
 
 
 def test_infeasible_budgets_name_what_is_feasible(tiny_model, text, tmp_path):
-    with pytest.raises(BudgetError, match="the least this target can hold is"):
+    with pytest.raises(BudgetError, match="the least to be had is"):
         run(tiny_model("llama"), text, tmp_path / "out", Budget(bits=1.5))
     with pytest.raises(BudgetError, match="cannot be reached"):
         run(tiny_model("llama"), text, tmp_path / "out2", Budget(bits=4.6, max_kl=1e-9))

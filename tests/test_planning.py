@@ -143,7 +143,7 @@ def test_what_is_refused_names_what_would_do() -> None:
         spend(Budget(size=1059), made, None, target)  # type: ignore[arg-type]
     assert "1.06 KB is too small" in e.value.cause
     assert plan_of(made, spend(Budget(size=1060), made, None, target)) == {"0": "c1", "1": "c0"}  # type: ignore[arg-type]
-    with pytest.raises(BudgetError, match=r"the least this target can hold is 16\.000.*--bits 16\.0 or"):
+    with pytest.raises(BudgetError, match=r"the least to be had is 16\.000.*--bits 16\.0 or"):
         spend(Budget(bits=15.9), made, None, target)  # type: ignore[arg-type]
     assert plan_of(made, spend(Budget(bits=16), made, None, target))["0"] == "c1"  # type: ignore[arg-type]
 

@@ -84,7 +84,7 @@ def test_too_few_bits_are_refused_with_the_least(case: Case, tmp_path: Path) -> 
                  for name, shape in inner.items())
     least = 8 * nbytes / sum(rows * columns for rows, columns in inner.values())
     check(case, tmp_path, Budget(bits=least * 1.01))
-    with pytest.raises(BudgetError, match=r"the least this target can hold is .*--bits"):
+    with pytest.raises(BudgetError, match=r"the least to be had is .*--bits"):
         check(case, tmp_path, Budget(bits=least * 0.99))
 
 

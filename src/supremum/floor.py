@@ -157,12 +157,12 @@ def optimize_floor(model: str | Path, floor: Floor, budget: Budget | None = None
     with phase("check what is needed"):
         layout = lay_out(job, [budget] if budget else ())
         points = [budget] if budget else _points(job, layout)
-        check(job, layout, points[:1], folder)
+        check(job, layout, points[:2], folder)  # the smallest; the next only says that there is a choice
     original = judge.original()
     workspace = Workspace(work_folder(folder), job.inputs, fresh=fresh)
     keep_timings(workspace.path("timings.json"))
     try:
-        found = statistics(job, layout, workspace, budget)
+        found = statistics(job, layout, workspace, points)
         tried: list[dict[str, Any]] = []
         chosen = _search(found, judge, points, original["least"], tried, searched=budget is None)
         if chosen is None:

@@ -92,7 +92,7 @@ def _points(job: Job, layout: Layout, workspace: Workspace, budgets: dict[float,
         if done := finished(workspace.folder / "frontier" / folder_of(bits), job.inputs, budget):
             documents[bits] = done
     missing = [bits for bits in budgets if bits not in documents]
-    found = statistics(job, layout, workspace) if missing else None
+    found = statistics(job, layout, workspace, list(budgets.values())) if missing else None
     shared = dict(timings), dict(peaks)
     for bits in missing:
         assert found is not None

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 
 from . import __version__
-from .allocate import Budget, Unit
+from .allocate import Budget, Option, Unit
 from .checkpoint import Checkpoint, open_checkpoint
 from .checkpoint.targets import Target, target_for
 from .codecs.activations import rounder
 from .costs import check_runtime
-from .errors import SupremumError
+from .errors import BudgetError, SupremumError
 from .gather import HELD_OUT_TOKENS, TOKENS, compute_dtype, window_length
 from .output import check_output
 from .planning import Menu, block_rate, meets, menu_of, only_plan, plan_of, units_of
@@ -107,6 +107,12 @@ class Layout:
         enough = all(meets(budget, units, job.checkpoint, job.kind) for budget in budgets)
         return self if enough else replace(self, menu=self.widest)
 
+    def only_plan(self, job: Job, budgets: Sequence[Budget]) -> list[Option] | None:
+        """What there is to do, unpriced, where a single budget leaves one plan; None where there is a choice."""
+        if len(budgets) != 1 or not job.kind.allocates:
+            return None
+        return only_plan(budgets[0], self.units(job, self.menu), job.checkpoint, job.kind)
+
     def units(self, job: Job, menu: Menu) -> list[Unit]:
         """Unpriced."""
         return units_of(job.checkpoint, job.kind, menu, self.shapes, self.stream.tables())
@@ -132,7 +138,7 @@ def bit_range(job: Job, layout: Layout, menu: Menu) -> tuple[float, float]:
     inner = {name: shape for name, shape in layout.shapes.items() if name not in layout.stream.tables()}
     stored = 8 * sum(job.checkpoint.tensors[name].nbytes for name in inner) / max(1, sum(o * i for o, i in inner.values()))
     most = math.nextafter(stored, 0)  # the original's bits are no compression
-    if job.kind.name == "archive":
+    if not job.kind.allocates:
         from .fill import LEAST_BITS, MOST_BITS
 
         return LEAST_BITS, min(most, MOST_BITS)
@@ -145,10 +151,12 @@ def check(job: Job, layout: Layout, budgets: Sequence[Budget], folder: Path) -> 
     stream, menu = layout.stream, layout.menu
     for budget in budgets:
         check_runtime(budget, job.kind)
-    if len(budgets) == 1 and job.kind.name != "archive" and any(menu.codecs.values()):
-        units = layout.units(job, menu)
-        if plan := only_plan(budgets[0], units, job.checkpoint, job.kind):
-            menu = menu.only(plan_of(units, plan))
-    preflight(job.checkpoint, job.kind, budgets, folder, menu, layout.shapes, stream.tables(),
-              tokens=(job.options["tokens"] or TOKENS) + HELD_OUT_TOKENS, blocks=len(stream.blocks),
-              item=stream.dtype.itemsize)
+    try:
+        if any(menu.codecs.values()) and (plan := layout.only_plan(job, budgets)):
+            menu = menu.only(plan_of(layout.units(job, menu), plan))
+        preflight(job.checkpoint, job.kind, budgets, folder, menu, layout.shapes, stream.tables(),
+                  tokens=(job.options["tokens"] or TOKENS) + HELD_OUT_TOKENS, blocks=len(stream.blocks),
+                  item=stream.dtype.itemsize)
+    except BudgetError as error:
+        narrowed = " and ".join(f"--{name}" for name in ("only", "keep") if job.options[name])
+        raise BudgetError(error.cause, f"{error.remedy} Or leave out {narrowed}." if narrowed else error.remedy) from None

@@ -10,7 +10,7 @@ budget leaves one plan alone, it goes from the Fisher to the final solve. A quic
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -48,7 +48,7 @@ from .output import (
     store_without_loss,
     write,
 )
-from .planning import Menu, Reached, damages, offered, only_plan, plan_of, prices, units_of
+from .planning import Menu, Reached, damages, offered, plan_of, prices, units_of
 from .progress import keep_timings, note, phase
 from .reach import reach, solve_and_train, verify_frontier
 from .report import Document, write_report
@@ -96,7 +96,7 @@ def optimize(model: str | Path, budget: Budget, *, target: str = "gguf", text: l
     workspace = Workspace(work_folder(folder), job.inputs, fresh=fresh)
     keep_timings(workspace.path("timings.json"))
     try:
-        staging, document = finish(statistics(job, layout, workspace, budget), budget, folder)
+        staging, document = finish(statistics(job, layout, workspace, [budget]), budget, folder)
         move_into_place(staging, folder)
         workspace.discard()
         return Result(folder, document)
@@ -128,25 +128,24 @@ class Statistics:
             return measure_machine("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def statistics(job: Job, layout: Layout, workspace: Workspace, budget: Budget | None = None) -> Statistics:
-    """Text, moments, Fisher; candidates and their prices (not for an archive; where the budget leaves one plan, no prices,
-    and candidates for a quick job alone); what a budget of memory or speed needs, too."""
-    menu = layout.menu
+def statistics(job: Job, layout: Layout, workspace: Workspace, budgets: Sequence[Budget] = ()) -> Statistics:
+    """Text, moments, Fisher; candidates and their prices (not for an archive; where a single budget leaves one plan, no
+    prices, and candidates for a quick job alone); what a single budget of memory or speed needs, too."""
+    menu, tables = layout.menu, layout.stream.tables()
     rehearse(job.checkpoint, job.kind, menu, workspace)
     costs = None
-    if budget and (budget.memory or budget.speed):
+    if len(budgets) == 1 and (budgets[0].memory or budgets[0].speed):
         costs = measure_costs(job.checkpoint, job.kind, menu, layout.shapes, *layout.stream.table_names(), layout.turned,
                               workspace)
-        costs.check(budget, units_of(job.checkpoint, job.kind, menu, layout.shapes, layout.stream.tables(), costs=costs))
+        costs.check(budgets[0], units_of(job.checkpoint, job.kind, menu, layout.shapes, tables, costs=costs))
     job, smoothing = _smooth(job, layout, workspace)
     gathered = gather(job.checkpoint, workspace, text=job.text, tokens=job.options["tokens"], seed=job.seed,
                       dtype=job.options["dtype"], data=job.data)
-    archive, tables = job.kind.name == "archive", gathered.stream.tables()
-    units = [] if archive else layout.units(job, menu)
-    plan = only_plan(budget, units, job.checkpoint, job.kind) if budget and units else None
+    units = layout.units(job, menu) if job.kind.allocates else []
+    plan = layout.only_plan(job, budgets)
     gather_fisher(gathered, job.seed)
     candidates = None
-    solved = {} if archive else menu.codecs if not plan else menu.only(plan_of(units, plan)).codecs if job.quick else {}
+    solved = menu.codecs if units and not plan else menu.only(plan_of(units, plan)).codecs if plan and job.quick else {}
     fit_leftovers(workspace, solved)
     if solved:
         candidates = solve_candidates(gathered, solved)
@@ -213,7 +212,7 @@ def _reached(found: Statistics, budget: Budget) -> Reached:
         chosen = [min(unit.options, key=lambda option: option.nbytes) for unit in units]
         size = kind.size(gathered.checkpoint, plan)
         return Reached(units, chosen, trained, [], found.spectra, size, priced=False)
-    if kind.name == "archive":
+    if not kind.allocates:
         from .fill import fill
 
         return fill(gathered, budget, kind, found.spectra, found.reference,  # type: ignore[arg-type]

@@ -210,12 +210,12 @@ def check_feasible(budget: Budget, units: Sequence[Unit], checkpoint: Checkpoint
     least = [min(unit.options, key=lambda option: option.nbytes) for unit in units]
     smallest = target.size(checkpoint, plan_of(units, least))
     if budget.size is not None and budget.size < smallest:
-        raise BudgetError(f"{format_size(budget.size)} is too small: the smallest {target.name} file of this model is "
+        raise BudgetError(f"{format_size(budget.size)} is too small: the smallest {target.name} file to be had is "
                           f"{format_size(smallest)} ({smallest} bytes).",
                           f"Ask for --size {smallest} or more, or another --target.")
     _, bits = block_rate(units, least)
     if budget.bits is not None and budget.bits < bits:
-        raise BudgetError(f"{budget.bits:g} bits a weight is too few: the least this target can hold is {bits:.3f}.",
+        raise BudgetError(f"{budget.bits:g} bits a weight is too few: the least to be had is {bits:.3f}.",
                           f"Ask for --bits {math.ceil(bits * 1000) / 1000} or more, or another --target.")
 
 

@@ -63,7 +63,7 @@ def preflight(checkpoint: Checkpoint, target: Target, budgets: Sequence[Budget],
     if not any(menu.codecs.values()):
         raise SupremumError(f"{checkpoint.source}: the {target.name} target has no format for any of its layers.",
                             "Choose another --target, or --keep less.")
-    if target.name != "archive":  # whose bytes depend on the statistics: fill.py
+    if target.allocates:
         units = units_of(checkpoint, target, menu, shapes, tables)
         for budget in budgets:
             check_feasible(budget, units, checkpoint, target)

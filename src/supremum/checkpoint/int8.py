@@ -56,6 +56,7 @@ class Int8Target:
     runtime = ""  # none reads it
     menu: tuple[str, ...] = ()
     least: tuple[str, ...] = ()
+    allocates = False
 
     def codecs(self, checkpoint: Any, name: str, shape_OI: tuple[int, int]) -> list[str]:
         """None: only an archive is converted to it."""

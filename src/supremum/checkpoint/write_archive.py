@@ -36,6 +36,7 @@ class ArchiveTarget:
     runtime = "transformers"
     menu: tuple[str, ...] = ("lattice",)
     least: tuple[str, ...] = ()
+    allocates = False
 
     def codecs(self, checkpoint: Any, name: str, shape_OI: tuple[int, int]) -> list[str]:
         """Every matrix can be coded."""

@@ -89,6 +89,7 @@ class CompressedTensorsTarget:
         "int2-g32", "int3-g32", "int4-g32", "int5-g32", "int6-g32", "int8-g32", "int4-channel", "int8-channel",
     )  # fmt: skip
     least: tuple[str, ...] = ()
+    allocates = True
 
     def __init__(self) -> None:
         self._prepared: WeakKeyDictionary[Any, Prepared] = WeakKeyDictionary()

@@ -142,6 +142,7 @@ class GGUFTarget:
     menu: tuple[str, ...] = ("Q2_K", "Q3_K", "MXFP4", "IQ4_XS", "IQ4_NL", "Q5_0", "Q5_K", "Q5_1", "Q6_K", "Q8_0")
     # of the vector types (codecs/gguf_vectors.py), which take five to ten times as long to solve; `only` names the others
     least: tuple[str, ...] = ("IQ1_S", "IQ2_XXS", "IQ2_S", "IQ3_XXS")
+    allocates = True
 
     def __init__(self) -> None:
         self._prepared: WeakKeyDictionary[Any, Prepared] = WeakKeyDictionary()
