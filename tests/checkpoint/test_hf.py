@@ -161,7 +161,7 @@ def test_hub_id_from_the_cache_when_offline(
     checkpoint = open_checkpoint("org/tiny")
     assert checkpoint.fingerprint == open_checkpoint(tiny_model("llama")).fingerprint
     assert open_checkpoint("org/tiny", revision=commit).source == "org/tiny"
-    with pytest.raises(CheckpointError, match="org/other: is not a local path"):
+    with pytest.raises(CheckpointError, match="org/other: there is no such folder here"):
         open_checkpoint("org/other")
 
 

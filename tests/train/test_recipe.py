@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from supremum.errors import SupremumError
 from supremum.train.pretrain import Recipe
-from supremum.train.recipe import Training, load, names
+from supremum.train.recipe import VERBS, Training, load, names
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -48,6 +49,20 @@ def test_values_overrides_and_short_sections(tmp_path: Path) -> None:
 def test_refusals(tmp_path: Path, text: str, change: str, says: str) -> None:
     with pytest.raises(SupremumError, match=says):
         load(written(tmp_path, text), Training, [change] if change else [])
+
+
+def test_a_recipe_of_the_other_verb_is_told_so() -> None:
+    """Every key of VERBS is one of that verb's recipes alone."""
+    from supremum.train.several import Several
+    from supremum.train.tune import Tune
+
+    for key, verb in VERBS.items():
+        having = {kind for kind in (Recipe, Tune, Several) if key in {field.name for field in fields(kind)}}
+        assert having and having <= ({Recipe} if verb == "train" else {Tune, Several}), key
+    with pytest.raises(SupremumError, match=r"gpt.yaml, line \d+: text: is of a recipe for `supremum train`"):
+        load(EXAMPLES / "shakespeare-gpt.yaml", Tune)
+    with pytest.raises(SupremumError, match=r"lora.yaml, line \d+: task: is of a recipe for `supremum tune`"):
+        load(EXAMPLES / "sst2-lora.yaml", Recipe)
 
 
 def test_missing_key_and_file(tmp_path: Path) -> None:

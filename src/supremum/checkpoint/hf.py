@@ -229,6 +229,7 @@ def download(source: str, revision: str | None) -> Path:
         )
     except Exception as error:  # repository, revision, gate, network and cache errors have no common base
         raise CheckpointError(
-            f"{source}: is not a local path, and the hub does not give it ({short_reason(error)}).",
-            "Check the spelling, the network and HF_HUB_OFFLINE; gated models need `hf auth login`.",
+            f"{source}: there is no such folder here, and as the hub's model of this name it cannot be had "
+            f"({short_reason(error)}).",
+            "Check the spelling; for the hub the network, HF_HUB_OFFLINE and, where a model is gated, `hf auth login`.",
         ) from error

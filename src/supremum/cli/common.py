@@ -83,6 +83,17 @@ def text_option(without: str) -> Any:
         "without them the rows that it was tuned on; of other text it writes what belongs to each line."))
 
 
+def page_option(what: str) -> Any:
+    """--page; a file that could not be written is wrong usage (exit 2)."""
+    def parse(text: str) -> Path:
+        page = Path(text)
+        if page.suffix.lower() not in (".html", ".htm") or not page.absolute().parent.is_dir():
+            raise typer.BadParameter(f"{text}: give a file that ends in .html, in a folder that exists")
+        return page
+
+    return typer.Option("--page", parser=parse, metavar="FILE", help=what)
+
+
 def refuse(given: Mapping[str, Any], why: str) -> None:
     """Wrong usage (exit 2) if any of these options has a value that counts."""
     if found := next((name for name, value in given.items() if value), None):

@@ -9,7 +9,7 @@ import typer
 
 from ..errors import SupremumError
 from ..plain import plain
-from .common import Debug, Dtype, Json, Model, Precision, Result, Seed, refuse, text_option, verb
+from .common import Debug, Dtype, Json, Model, Precision, Result, Seed, page_option, refuse, text_option, verb
 
 HARNESS = "harness:"  # before a task's name in lm-evaluation-harness
 TOKENS, LENGTH = 16384, 1024
@@ -57,8 +57,7 @@ def evaluate(
     explain: Annotated[int, typer.Option(
         "--explain", metavar="N", min=0, max=20, help="Explain the N answers of each text that changed most: what each token "
                                                       "adds, and where both models look. Needs --reference.")] = 0,
-    page: Annotated[Path | None, typer.Option(
-        "--page", metavar="FILE", help="Write everything, charts too, as one .html file that loads nothing.")] = None,
+    page: Annotated[Path | None, page_option("Write everything, charts too, as one .html file that loads nothing.")] = None,
     seed: Seed = 0,
     dtype: Dtype = Precision.auto,
     as_json: Json = False,
@@ -80,10 +79,8 @@ def evaluate(
     """
     _check_kinds(perturb or [])
     given = {"--tokens": tokens, "--length": length, "--details": details, "--dtype": dtype is not Precision.auto}
-    if page is not None and (cache or page.suffix.lower() not in (".html", ".htm") or not page.absolute().parent.is_dir()):
-        raise typer.BadParameter("--page has no form for --cache" if cache else
-                                 f"--page {page}: give a file that ends in .html, in a folder that exists")
     if cache:
+        refuse({"--page": page}, "has no form for --cache")
         refuse({"--tasks": tasks, "--samples": samples, "--perturb": perturb, "--details": details, "--explain": explain,
                 "--dtype": dtype is not Precision.auto}, "has no part in --cache; evaluate twice")
     from ..train.tuned import is_language_model, is_tuned

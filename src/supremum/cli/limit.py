@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from .bare import DEFAULT
-from .common import Debug, Dtype, Json, Model, Precision, Result, Seed, Text, refuse, size_option, verb
+from .common import Debug, Dtype, Json, Model, Precision, Result, Seed, Text, page_option, refuse, size_option, verb
 
 
 def amount_option(text: str) -> float:
@@ -67,8 +67,7 @@ def limit(
         "--held-out", metavar="NAME", help="Leave the run of this name out, predict it, show the error; repeatable.")] = None,
     extrapolate: Annotated[bool, typer.Option(
         "--extrapolate", help="Answer more than a decade beyond the runs, too, and say so.")] = False,
-    page: Annotated[Path | None, typer.Option(
-        "--page", metavar="FILE", help="With --scaling RUNS: write a page with the curves.")] = None,
+    page: Annotated[Path | None, page_option("With --scaling RUNS: write a page with the curves.")] = None,
     text: Text = None,
     tokens: Annotated[int | None, typer.Option("--tokens", min=256, help="Calibration tokens; 16384 unless given.")] = None,
     seed: Seed = 0,

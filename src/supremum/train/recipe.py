@@ -25,6 +25,7 @@ from ..errors import SupremumError
 
 R = TypeVar("R")
 MOST_BYTES = 1 << 20  # a recipe is written by hand; a larger file is something else
+VERBS = {"text": "train", "packed": "train", "objective": "train", "task": "tune", "tasks": "tune", "way": "tune"}  # by key
 
 
 def limits(default: Any, *, least: float = -math.inf, most: float = math.inf, above: float = -math.inf) -> Any:
@@ -183,6 +184,8 @@ def _section(values: Any, schema: type, where: _Where, prefix: str) -> Any:
     for key, value in values.items():
         name = f"{prefix}{key}"
         if key not in fields:
+            if name in VERBS:
+                raise SupremumError(f"{where(name)}: is of a recipe for `supremum {VERBS[name]}`.", "Run it with that verb.")
             near = difflib.get_close_matches(str(key), fields, 1, 0.5)
             raise SupremumError(f"{where(name)}: is no key of a recipe.",
                                 f"Did you mean {prefix}{near[0]}?" if near else f"Known here: {', '.join(fields)}.")
