@@ -30,7 +30,8 @@ from supremum.allocate import Option, Unit, choose
 from supremum.checkpoint import open_checkpoint
 from supremum.checkpoint.targets import target
 from supremum.gather import Gathered, gather, gather_fisher, solve_candidates
-from supremum.planning import damages, measured_alone, menu_of
+from supremum.planning import menu_of
+from supremum.prices import damages, measured_alone
 from supremum.progress import track
 from supremum.solve.candidates import Candidates
 from supremum.stats.fisher import score

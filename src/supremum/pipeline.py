@@ -48,7 +48,8 @@ from .output import (
     store_without_loss,
     write,
 )
-from .planning import Menu, Reached, damages, offered, plan_of, prices, units_of
+from .planning import Menu, Reached, offered, plan_of, units_of
+from .prices import damages, prices
 from .progress import keep_timings, note, phase
 from .reach import reach, solve_and_train, verify_frontier
 from .report import Document, write_report

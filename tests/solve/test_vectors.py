@@ -14,7 +14,7 @@ from torch import Tensor
 
 from supremum import codecs
 from supremum.codecs import Codec
-from supremum.solve import Metric, distortion, nearest, solve, vectors
+from supremum.solve import Metric, distortion, nearest, solve, vector_kernels, vectors
 from supremum.solve.descent import descend
 
 from . import reference
@@ -47,10 +47,10 @@ def every_unit(codec: Codec) -> Tensor:
 def rounded(wish_O8: Tensor, metric_88: Tensor, codec: Codec) -> Tensor:
     """Levels (O, 8) as the loops choose them under scales of one."""
     metric, book = vectors.metric_of(metric_88[None], codec), vectors.table(codec)
-    room, chosen = vectors._room(book), []
+    room, chosen = vector_kernels._room(book), []
     for wish_8 in wish_O8:
         room.wish_8[:] = wish_8.numpy()
-        vectors._choose(room, 0, metric, book)
+        vector_kernels._choose(room, 0, metric, book)
         chosen.append(room.level_8.copy())
     return torch.tensor(np.stack(chosen))
 

@@ -8,9 +8,10 @@ import pytest
 
 from supremum.train.pretrain import Recipe
 from supremum.train.recipe import load, names
+from supremum.train.sections import Tune, settings_of
 from supremum.train.several import Several
 from supremum.train.tasks import make
-from supremum.train.tune import Tune, check_before, settings_of
+from supremum.train.tune import check_before
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.yaml"))
 

@@ -53,8 +53,8 @@ def test_refusals(tmp_path: Path, text: str, change: str, says: str) -> None:
 
 def test_a_recipe_of_the_other_verb_is_told_so() -> None:
     """Every key of VERBS is one of that verb's recipes alone."""
+    from supremum.train.sections import Tune
     from supremum.train.several import Several
-    from supremum.train.tune import Tune
 
     for key, verb in VERBS.items():
         having = {kind for kind in (Recipe, Tune, Several) if key in {field.name for field in fields(kind)}}
@@ -79,8 +79,8 @@ def test_examples_load(name: str) -> None:
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_recipe_of_the_examples_loads(path: Path) -> None:
+    from supremum.train.sections import Tune
     from supremum.train.several import Several
-    from supremum.train.tune import Tune
 
     kind = Recipe if names(path, "text") or names(path, "packed") else Several if names(path, "tasks") else Tune
     assert load(path, kind).batch  # type: ignore[arg-type]

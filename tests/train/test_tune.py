@@ -16,9 +16,10 @@ from supremum.cli.common import to_json
 from supremum.errors import StateError, SupremumError
 from supremum.train.base import load as load_base
 from supremum.train.baselines import baselines
+from supremum.train.batches import Grouped
 from supremum.train.several import tune_several
 from supremum.train.tasks import make
-from supremum.train.tune import Grouped, rows_in_training, tune
+from supremum.train.tune import rows_in_training, tune
 from supremum.train.tuned import known
 from supremum.train.watch import Watch
 from supremum.train.ways import Unfreeze, Way, blocks, counts, merged, prepare

@@ -27,23 +27,10 @@ from .base import load as load_base
 from .recipe import limits
 from .recipe import load as load_recipe
 from .result import check_out, put_document, standing
+from .sections import Common, Data, TaskSection, Tune, settings_of
 from .tasks import Task, make
 from .trainer import Trainer, check_alone, fit, open_run
-from .tune import (
-    FILE,
-    Common,
-    Data,
-    TaskSection,
-    Tune,
-    Tuned,
-    check_before,
-    digests,
-    put,
-    rows_in_training,
-    settings_of,
-    splits,
-    table,
-)
+from .tune import FILE, Tuned, check_before, digests, put, rows_in_training, splits, table
 from .ways import counts, merged, prepare, trunk
 
 

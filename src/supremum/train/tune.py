@@ -13,14 +13,12 @@ import dataclasses
 import random
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import torch
 import transformers
-from torch.utils.data import DataLoader, Dataset
 
 from .. import __version__
 from ..errors import SupremumError
@@ -32,86 +30,20 @@ from ..workspace import replacing_folder
 from .base import load as load_base
 from .base import scratch
 from .baselines import baselines
-from .corpus import TokenizerRecipe
-from .joint import Joint, Source, both, paired
+from .batches import trainer_of
+from .joint import Joint, both, paired
 from .models import Model
 from .prompt import add_prompt
-from .recipe import Optimiser, Schedule, Training, limits
 from .recipe import load as load_recipe
 from .result import check_out, put_document, standing
 from .rows import Row, digest, read
+from .sections import Tune, settings_of
 from .tasks import Task, make
-from .trainer import Trainer, check, check_alone, fit, open_run
-from .ways import Way, check_way, counts, merged, prepare
+from .trainer import check, check_alone, fit, open_run
+from .ways import check_way, counts, merged, prepare
 
 FILE = "tune.json"
-WINDOW = 50  # batches whose examples are sorted by length together
 DRAWS = 200  # resamples of a corpus metric (each is a whole scoring)
-
-
-@dataclass(frozen=True)
-class Gentle(Optimiser):
-    lr: float = limits(5e-5, above=0)
-    weight_decay: float = limits(0.01, least=0)
-    betas: tuple[float, float] = limits((0.9, 0.999), least=0, most=0.999999)
-
-
-@dataclass(frozen=True)
-class Falling(Schedule):
-    name: Literal["linear", "cosine", "wsd", "constant"] = "linear"
-    warmup: float = limits(0.06, least=0, most=1)
-
-
-@dataclass(frozen=True)
-class TaskSection:
-    """A task and its settings; what is not given is the task's own default."""
-
-    name: Literal["classify", "pairs", "tag", "answer", "translate", "summarise", "instruct", "embed"]
-    length: int | None = limits(None, least=8)  # tokens of an input
-    stride: int | None = limits(None, least=0)
-    words: int | None = limits(None, least=1)
-    new: int | None = limits(None, least=1)
-    prompt: str | None = None
-    tokenize: str | None = None
-    beams: int | None = limits(None, least=1, most=64)  # 1 is greedy
-    smoothing: float | None = limits(None, least=0, most=0.9)
-    temperature: float | None = limits(None, above=0)
-
-
-@dataclass(frozen=True)
-class Data:
-    """Files below --data, each perhaps with [first:last]. What is not named is drawn from `train` by the seed."""
-
-    train: tuple[str, ...]
-    valid: tuple[str, ...] = ()
-    test: tuple[str, ...] = ()
-    kind: Literal["auto", "tsv", "csv", "jsonl", "conll", "squad"] = "auto"
-    columns: dict[str, Any] = field(default_factory=dict)  # role -> the column's name, or its number without a header
-    share: float = limits(0.1, above=0, most=0.5)  # of `train`, for each split that is not named
-    missing: Literal["refuse", "drop"] = "refuse"  # what becomes of a row with an empty field
-
-
-@dataclass(frozen=True, kw_only=True)
-class Common(Training):
-    """What a recipe of one task and one of several have in common."""
-
-    model: str | Model = "minilm"  # a section is a model from scratch
-    tokenizer: TokenizerRecipe = field(default_factory=TokenizerRecipe)  # of a model from scratch
-    way: Way = field(default_factory=Way)
-    optimiser: Gentle = Gentle()
-    schedule: Falling = Falling()
-    batch: int = limits(32, least=1)
-    epochs: float | None = limits(None, least=0)
-    score_batch: int = limits(64, least=1)
-    lstm: bool = True  # a small LSTM among the baselines of tasks with labels
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tune(Common):
-    task: TaskSection
-    data: Data
-    source: Source | None = None  # rows of another domain beside data.train
-    untuned: bool = False  # score the base as it is, too; only where the task adds no head
 
 
 @dataclass(frozen=True)
@@ -159,53 +91,6 @@ class Tuned:
         lines = [Line(line["name"], Interval(**line["metric"]), line["scores"],
                       Interval(**line["ahead"]) if line["ahead"] else None) for line in values["lines"]]
         return cls(**{field.name: values[field.name] for field in dataclasses.fields(cls)} | {"lines": lines})
-
-
-class Grouped(Dataset[Any]):
-    """Draws of a data set, sorted by length within windows of batches, batches shuffled: a function of the seed alone."""
-
-    def __init__(self, drawn: Any, batch: int, seed: int) -> None:
-        self.drawn, self.batch, self.seed = drawn, batch, seed
-        self._window: tuple[int, list[int]] = (-1, [])
-
-    def __len__(self) -> int:
-        return len(self.drawn)
-
-    def __getitem__(self, draw: int) -> Any:
-        size = self.batch * WINDOW
-        window, within = divmod(draw, size)
-        if self._window[0] != window:
-            places = range(window * size, min((window + 1) * size, len(self.drawn)))
-            longest = sorted(places, key=lambda place: _lengths(self.drawn[place]))
-            parts = [longest[start : start + self.batch] for start in range(0, len(longest), self.batch)]
-            whole, rest = [p for p in parts if len(p) == self.batch], [p for p in parts if len(p) < self.batch]
-            order = np.random.default_rng([self.seed, 2, window]).permutation(len(whole))
-            self._window = window, [place for index in order for place in whole[index]] + [p for part in rest for p in part]
-        return self.drawn[self._window[1][within]]
-
-
-def _lengths(example: Any) -> tuple[int, int]:
-    """What is read, then what is written."""
-    labels = example.get("labels")
-    return len(example["input_ids"]), len(labels) if isinstance(labels, list) else 0
-
-
-def trainer_of(task: Task, batch: int, seed: int, joint: Joint | None = None) -> type[Trainer]:
-    """The trainer of the task's loss, on batches of like length; of two domains', on pairs as they come."""
-
-    class Tuning(Trainer):
-        def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False,
-                         num_items_in_batch: Any = None) -> Any:
-            return (joint or task).loss(model, inputs)
-
-        def get_train_dataloader(self) -> DataLoader[Any]:
-            if joint:
-                return super().get_train_dataloader()
-            return self.accelerator.prepare(DataLoader(
-                Grouped(self.train_dataset, batch, seed), batch_size=self.args.per_device_train_batch_size,
-                collate_fn=self.data_collator, shuffle=False, drop_last=True))
-
-    return Tuning
 
 
 def tune(path: str | Path, data: str | Path = ".", out: str | Path | None = None, *, changes: Sequence[str] = (),
@@ -306,11 +191,6 @@ def check_before(recipe: Tune, task: Task, path: str) -> None:
             if role not in task.roles:
                 raise SupremumError(f"{path}: {name}.columns: the task {task.name} has no column {role!r}.",
                                     f"It has {', '.join(task.roles)}.")
-
-
-def settings_of(section: TaskSection) -> dict[str, Any]:
-    """What a recipe sets of its task."""
-    return {key: value for key, value in dataclasses.asdict(section).items() if key != "name" and value is not None}
 
 
 def splits(task: Task, recipe: Tune, folder: Path) -> tuple[list[Row], list[Row], list[Row]]:

@@ -14,8 +14,9 @@ from ..errors import SupremumError
 from ..progress import phase
 from .recipe import again
 from .rows import Row, digest
+from .sections import Tune, settings_of
 from .tasks import Task, make
-from .tune import FILE, Tune, rows_in_training, settings_of, splits
+from .tune import FILE, rows_in_training, splits
 
 
 @dataclass(frozen=True)
