@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -51,3 +52,38 @@ def test_a_kept_name_that_no_tensor_has_is_refused(tiny_model: TinyModel, text: 
     job = opened(tiny_model("llama"), tmp_path / "out", text, keep=["v_proj", "lm_hat"])
     with pytest.raises(SupremumError, match=r"--keep lm_hat: no tensor of .* model\.embed_tokens\.weight"):
         lay_out(job)
+
+
+def test_a_refusal_names_the_options_that_are_its_reason(tiny_model: TinyModel, text: Path, tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    for options, said in (({}, r"another --target\.$"), ({"only": ["Q8_0"]}, r"leave out --only\.$"),
+                          ({"only": ["Q8_0"], "keep": ["v_proj"]}, r"leave out --only and --keep\.$")):
+        job = opened(model, tmp_path / "out", text, **options)
+        with pytest.raises(BudgetError, match=said):
+            check(job, lay_out(job, [Budget(bits=2)]), [Budget(bits=2)], tmp_path / "out")
+
+
+def test_an_archive_of_an_impossible_size_is_refused_at_once(tiny_model: TinyModel, text: Path, tmp_path: Path) -> None:
+    job = opened(tiny_model("llama"), tmp_path / "out", text, target="archive")
+    with pytest.raises(BudgetError, match=r"too small.*--size \d+ or more") as refused:
+        check(job, lay_out(job), [Budget(size=10_000)], tmp_path / "out")
+    least = int(refused.value.remedy.split("--size ")[1].split()[0])
+    check(job, lay_out(job), [Budget(size=least)], tmp_path / "out")
+
+
+def test_a_plan_that_changes_nothing_is_no_result(tiny_model: TinyModel, text: Path, tmp_path: Path) -> None:
+    """Of a file in Q4_0, what is kept is smaller than the only format that is left."""
+    from supremum.pipeline import optimize
+
+    draw, various = random.Random(0), tmp_path / "various.txt"
+    various.write_text(" ".join(f"{draw.randrange(10**6)}" for _ in range(20_000)))
+    out = optimize(tiny_model("llama"), Budget(bits=4.6), text=[str(various)], tokens=512, only=["Q4_0"],
+                   keep=["embed", "lm_head"], quick=True, out=tmp_path / "q4", dtype="float32").folder
+    job = opened(out, tmp_path / "out", text, only=["Q8_0"], keep=["embed", "lm_head"])
+    with pytest.raises(BudgetError, match=r"is the original itself.*leave out --only"):
+        check(job, lay_out(job, [Budget(bits=4.55)]), [Budget(bits=4.55)], tmp_path / "out")
+
+
+def test_a_flag_alone_stands_in_the_command_by_itself(tiny_model: TinyModel, text: Path, tmp_path: Path) -> None:
+    words = opened(tiny_model("llama"), tmp_path / "out", text).command({"frontier": True}, tmp_path / "out").split()
+    assert words[words.index("--frontier") + 1] == "--tokens"

@@ -10,7 +10,7 @@ the drift corrected (solve/final.py).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from functools import partial
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from .allocate import Budget, Option, Unit
+from .checkpoint import Checkpoint
 from .checkpoint.targets import LazyCoded
 from .checkpoint.write_archive import ArchiveTarget
 from .codecs.lattice import Frame, Lattice
@@ -63,12 +64,11 @@ class Solved:
 def fill(gathered: Gathered, budget: Budget, kind: ArchiveTarget, spectra: list[LayerSpectrum], reference: Tensor,
          names: list[str], *, quick: bool = False) -> Reached:
     """The archive of `names` nearest to the original within the budget. quick: each matrix solved for the original's inputs,
-    nothing trained. Raises BudgetError where there is none."""
+    nothing trained. Raises BudgetError where there is none (`check_size` knows of sizes beforehand)."""
     blocks = {name for block in gathered.stream.blocks for name in gathered.shapes if name.startswith(f"{block}.")}
     weights = sum(math.prod(gathered.shapes[name]) for name in names)
     inner = sum(math.prod(gathered.shapes[name]) for name in names if name in blocks)
-    fixed = kind.rest(gathered.checkpoint, {n: info for n, info in gathered.checkpoint.tensors.items() if n not in names})
-    _check(budget, fixed, weights)
+    fixed = fixed_bytes(gathered.checkpoint, kind, names)
 
     def excess(solved: Solved) -> float:
         """Bits a weight by which the budget's bytes are exceeded; below zero: still to be had."""
@@ -287,9 +287,15 @@ def _quality(gathered: Gathered, solved: Solved, reference: Tensor) -> dict[str,
     return found
 
 
-def _check(budget: Budget, fixed: int, weights: int) -> None:
-    """Raises BudgetError for a size that leaves the matrices next to nothing."""
-    least = fixed + math.ceil(LEAST_BITS * weights / 8)
+def fixed_bytes(checkpoint: Checkpoint, kind: ArchiveTarget, names: Collection[str]) -> int:
+    """About the bytes of all that is not among the coded matrices `names`."""
+    return kind.rest(checkpoint, {name: info for name, info in checkpoint.tensors.items() if name not in names})
+
+
+def check_size(budget: Budget, checkpoint: Checkpoint, kind: ArchiveTarget, coded: Mapping[str, tuple[int, int]]) -> None:
+    """Raises BudgetError for a size that leaves the matrices next to nothing. coded: their shapes."""
+    weights = sum(math.prod(shape) for shape in coded.values())
+    least = fixed_bytes(checkpoint, kind, coded) + math.ceil(LEAST_BITS * weights / 8)
     if budget.size is not None and budget.size < least:
         raise BudgetError(f"{format_size(budget.size)} is too small: what stays as it is leaves less than {LEAST_BITS} "
                           "bits a weight.", f"Ask for --size {least} or more.")

@@ -82,8 +82,8 @@ class Judge:
             self.before = self._said(self.checkpoint, ("valid", "test"))
         own = self._value("valid", self.before["valid"])
         if self.floor.relative and own <= 0:
-            raise SupremumError(f"--floor {self.floor}: the original's {self.floor.metric} is {own:.4g}, which has no parts.",
-                                f"Give a number, {self.floor.metric}={own - 0.01:.3g}.")
+            raise SupremumError(f"--floor {self.floor}: the original's {self.floor.metric} is {own:.4g}: there is nothing to "
+                                "keep a part of.", "Tune a model that does its task.")
         least = self.floor.value * own if self.floor.relative else self.floor.value
         if own < least:
             raise SupremumError(f"--floor {self.floor}: the original itself has {self.floor.metric} {own:.4g} on the "
@@ -157,7 +157,7 @@ def optimize_floor(model: str | Path, floor: Floor, budget: Budget | None = None
     with phase("check what is needed"):
         layout = lay_out(job, [budget] if budget else ())
         points = [budget] if budget else _points(job, layout)
-        check(job, layout, points[:2], folder)  # the smallest; the next only says that there is a choice
+        check(job, layout, points[:2], folder)  # of a search the smallest, and as many files as stand at a time
     original = judge.original()
     workspace = Workspace(work_folder(folder), job.inputs, fresh=fresh)
     keep_timings(workspace.path("timings.json"))
@@ -166,9 +166,9 @@ def optimize_floor(model: str | Path, floor: Floor, budget: Budget | None = None
         tried: list[dict[str, Any]] = []
         chosen = _search(found, judge, points, original["least"], tried, searched=budget is None)
         if chosen is None:
-            raise BudgetError(_missed(judge, original, tried, budget),
-                              f"Ask for less than {floor}, or allow more {'bytes' if budget else '(another --target)'}; the "
-                              f"finished steps are kept in {workspace.folder}.")
+            other = "allow more" if budget else "choose another --target"
+            raise BudgetError(_missed(judge, original, tried, budget), f"Ask for less than {floor}, or {other}; the finished "
+                              f"steps are kept in {workspace.folder}.")
         scores = {"valid": _score(found, judge, chosen, "valid"), "test": _score(found, judge, chosen, "test")}
         given = asdict(budget) if budget else {}
         staging, document = finish(found, chosen, folder, floor=plain({
@@ -207,7 +207,7 @@ def _points(job: Job, layout: Layout) -> list[Budget]:
     found = [Budget(bits=number * STEP) for number in range(first, int(min(most, MOST) / STEP) + 1)]
     if not found:
         raise BudgetError(f"the {job.kind.name} target has nothing to search between {least:.3f} and {most:.3f} bits a "
-                          "weight.", "Choose another --target.")
+                          "weight.", "Choose another --target." + job.narrowed)
     return found
 
 

@@ -60,7 +60,8 @@ def optimize_frontier(model: str | Path, bits: Sequence[float] | None = None, *,
         layout = lay_out(job)
         skipped = _out_of_reach(job, layout, asked)
         if skipped and (bits is not None or len(skipped) == len(asked)):
-            raise BudgetError(skipped[0][1], "Leave this point out, or choose another --target.")
+            remedy = "Choose another --target." if bits is None else "Leave this point out, or choose another --target."
+            raise BudgetError(skipped[0][1], remedy + job.narrowed)
         for value, why in skipped:
             del budgets[value]
             note(f"{folder_of(value)} bits is left out: {why}")
@@ -75,7 +76,7 @@ def optimize_frontier(model: str | Path, bits: Sequence[float] | None = None, *,
             if path.name not in map(folder_of, budgets):  # of a list that was asked for earlier
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         frontier = assemble_frontier(documents, skipped, asked=asked, command=job.command(
-            {"frontier": ",".join(map(folder_of, asked))}, folder))
+            {"frontier": True if bits is None else ",".join(map(folder_of, asked))}, folder))
         write_frontier(frontier, staging)
         move_into_place(staging, folder)
         workspace.discard()
@@ -109,9 +110,9 @@ def _points(job: Job, layout: Layout, workspace: Workspace, budgets: dict[float,
 def _out_of_reach(job: Job, layout: Layout, asked: Sequence[float]) -> list[tuple[float, str]]:
     """(bits, why) of those that the target cannot hold, or that gain nothing."""
     least, most = bit_range(job, layout, layout.widest)
-    return [(bits, f"the least that the {job.kind.name} target can hold of this model is {least:.3f} bits a weight."
-             if bits < least else f"the original, or all that the target makes use of, has {most:.3f} bits a weight.")
-            for bits in asked if not least <= bits <= most]
+    few = f"the least to be had as {job.kind.name} is {least:.3f} bits a weight."
+    many = f"the original, or all that the target makes use of, has {most:.3f} bits a weight."
+    return [(bits, few if bits < least else many) for bits in asked if not least <= bits <= most]
 
 
 def _finished(folder: Path, job: Job, asked: Sequence[float]) -> Frontier | None:

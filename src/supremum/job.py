@@ -20,7 +20,7 @@ from .costs import check_runtime
 from .errors import BudgetError, SupremumError
 from .gather import HELD_OUT_TOKENS, TOKENS, compute_dtype, window_length
 from .output import check_output
-from .planning import Menu, block_rate, meets, menu_of, only_plan, plan_of, units_of
+from .planning import Menu, block_rate, meets, menu_of, only_plan, plan_of, smallest, units_of
 from .preflight import preflight
 from .progress import forget_timings
 from .stats.streaming import BlockStream, orientation
@@ -44,16 +44,22 @@ class Job:
     data: Path | None = None  # the folder of a tuned model's rows, where it is not the one that it was tuned on
 
     @property
+    def narrowed(self) -> str:
+        """The end of a remedy, where options of the user's left less to choose from."""
+        found = " and ".join(f"--{name}" for name in ("only", "keep") if self.options[name])
+        return f" Or leave out {found}." if found else ""
+
+    @property
     def quick(self) -> bool:
         """Whether every matrix is solved once, for the original's inputs, and nothing is trained."""
         return bool(self.options.get("quick"))
 
     def command(self, budget: Mapping[str, Any], folder: Path) -> str:
-        """The command line that repeats it. budget: values by flag."""
+        """The command line that repeats it. budget: values by flag; True for a flag by itself."""
         words = ["supremum", "optimize", self.model]
         for flag, value in (*budget.items(), ("tokens", self.options["tokens"])):
             if value is not None:
-                words += [f"--{flag.replace('_', '-')}", str(value)]
+                words += [f"--{flag.replace('_', '-')}", *([] if value is True else [str(value)])]
         for name, values in (("--text", self.text), ("--keep", self.options["keep"]), ("--only", self.options["only"])):
             for value in values:
                 words += [name, value]
@@ -85,7 +91,7 @@ def open_job(model: str | Path, folder: Path, *, target: str, text: list[str] | 
     inputs = {"supremum": __version__, "torch": torch.__version__.split("+")[0], "threads": torch.get_num_threads(),
               "model": checkpoint.fingerprint, "text": given, "seed": seed, "options": options}
     if any(map(rounder, options["only"])):
-        inputs["smoothing"] = True
+        inputs["smoothing"] = True  # the state of a version that did not smooth is not gone on with
     return Job(str(model), checkpoint, kind, sources, seed, options, inputs, data)
 
 
@@ -143,7 +149,7 @@ def bit_range(job: Job, layout: Layout, menu: Menu) -> tuple[float, float]:
 
         return LEAST_BITS, min(most, MOST_BITS)
     units = layout.units(job, menu)
-    return block_rate(units, [min(unit.options, key=lambda option: option.nbytes) for unit in units])[1], most
+    return block_rate(units, smallest(units))[1], most
 
 
 def check(job: Job, layout: Layout, budgets: Sequence[Budget], folder: Path) -> None:
@@ -152,11 +158,19 @@ def check(job: Job, layout: Layout, budgets: Sequence[Budget], folder: Path) -> 
     for budget in budgets:
         check_runtime(budget, job.kind)
     try:
-        if any(menu.codecs.values()) and (plan := layout.only_plan(job, budgets)):
-            menu = menu.only(plan_of(layout.units(job, menu), plan))
+        if not job.kind.allocates and any(menu.codecs.values()):
+            from .fill import check_size
+
+            coded = {name: layout.shapes[name] for name, names in menu.codecs.items() if names}
+            for budget in budgets:
+                check_size(budget, job.checkpoint, job.kind, coded)  # type: ignore[arg-type]
+        if any(menu.codecs.values()) and (options := layout.only_plan(job, budgets)):
+            plan = plan_of(layout.units(job, menu), options)
+            if not plan:
+                raise BudgetError("the smallest that can be had is the original itself.", "Ask for fewer bits or bytes.")
+            menu = menu.only(plan)
         preflight(job.checkpoint, job.kind, budgets, folder, menu, layout.shapes, stream.tables(),
                   tokens=(job.options["tokens"] or TOKENS) + HELD_OUT_TOKENS, blocks=len(stream.blocks),
                   item=stream.dtype.itemsize)
     except BudgetError as error:
-        narrowed = " and ".join(f"--{name}" for name in ("only", "keep") if job.options[name])
-        raise BudgetError(error.cause, f"{error.remedy} Or leave out {narrowed}." if narrowed else error.remedy) from None
+        raise BudgetError(error.cause, error.remedy + job.narrowed) from None

@@ -1,10 +1,13 @@
 """The main job: a model and a budget in, a smaller model in a standard format out, with the limit and the proof.
 
-    open -> gather (text, moments, Fisher) -> candidates -> price -> plan -> verify and refit
-         -> solve -> train gains -> write -> prove
+    job, layout     what is asked, and whether it can be had at all
+    statistics      text, moments, Fisher; every layer in every format and its price; what formats take when they run
+    made            a plan in the budget, better formats by true KL (swaps), the final solve, trained gains; the files
+    finish          the proof in the stock runtime, the limits, the report
 
+A plan is the best by its prices; the true KL of a few tells how far prices are off, which a budget of KL and the report need.
 An archive has no formats to choose among: from the Fisher it goes to one water level for all layers (fill.py). Where the
-budget leaves one plan alone, it goes from the Fisher to the final solve. A quick job ends with its candidates.
+budget leaves one plan, nothing is priced. Of a quick job the candidates are the result: nothing is solved again or trained.
 """
 
 from __future__ import annotations
@@ -48,7 +51,7 @@ from .output import (
     store_without_loss,
     write,
 )
-from .planning import Menu, Reached, offered, plan_of, units_of
+from .planning import Menu, Reached, offered, plan_of, smallest, units_of
 from .prices import damages, prices
 from .progress import keep_timings, note, phase
 from .reach import reach, solve_and_train, verify_frontier
@@ -145,8 +148,11 @@ def statistics(job: Job, layout: Layout, workspace: Workspace, budgets: Sequence
     units = layout.units(job, menu) if job.kind.allocates else []
     plan = layout.only_plan(job, budgets)
     gather_fisher(gathered, job.seed)
-    candidates = None
-    solved = menu.codecs if units and not plan else menu.only(plan_of(units, plan)).codecs if plan and job.quick else {}
+    candidates, solved = None, dict[str, list[str]]()
+    if units and not plan:
+        solved = menu.codecs
+    elif plan and job.quick:
+        solved = menu.only(plan_of(units, plan)).codecs
     fit_leftovers(workspace, solved)
     if solved:
         candidates = solve_candidates(gathered, solved)
@@ -210,7 +216,7 @@ def _reached(found: Statistics, budget: Budget) -> Reached:
         menu = found.menu.only(plan)
         nats = damages(gathered, menu.codecs, lambda name, codec: trained.coded[name].decode(), f"{budget.name}/damages")
         units = units_of(gathered.checkpoint, kind, menu, gathered.shapes, gathered.stream.tables(), nats)
-        chosen = [min(unit.options, key=lambda option: option.nbytes) for unit in units]
+        chosen = smallest(units)
         size = kind.size(gathered.checkpoint, plan)
         return Reached(units, chosen, trained, [], found.spectra, size, priced=False)
     if not kind.allocates:

@@ -136,14 +136,19 @@ def block_rate(units: Sequence[Unit], options: Sequence[Option]) -> tuple[int, f
     return weights, 8 * nbytes / max(weights, 1)
 
 
+def smallest(units: Sequence[Unit]) -> list[Option]:
+    """The option of fewest bytes of each."""
+    return [min(unit.options, key=lambda option: option.nbytes) for unit in units]
+
+
 def check_feasible(budget: Budget, units: Sequence[Unit], checkpoint: Checkpoint, target: Target) -> None:
     """Raises BudgetError, naming the least that would do, if even the smallest options exceed the size or the bits."""
-    least = [min(unit.options, key=lambda option: option.nbytes) for unit in units]
-    smallest = target.size(checkpoint, plan_of(units, least))
-    if budget.size is not None and budget.size < smallest:
+    least = smallest(units)
+    size = target.size(checkpoint, plan_of(units, least))
+    if budget.size is not None and budget.size < size:
         raise BudgetError(f"{format_size(budget.size)} is too small: the smallest {target.name} file to be had is "
-                          f"{format_size(smallest)} ({smallest} bytes).",
-                          f"Ask for --size {smallest} or more, or another --target.")
+                          f"{format_size(size)} ({size} bytes).",
+                          f"Ask for --size {size} or more, or another --target.")
     _, bits = block_rate(units, least)
     if budget.bits is not None and budget.bits < bits:
         raise BudgetError(f"{budget.bits:g} bits a weight is too few: the least to be had is {bits:.3f}.",
@@ -174,7 +179,7 @@ def only_plan(budget: Budget, units: Sequence[Unit], checkpoint: Checkpoint, tar
     if any(not unit.in_blocks and len(unit.options) > 1 for unit in units):
         return None
     check_feasible(budget, units, checkpoint, target)
-    least = [min(unit.options, key=lambda option: option.nbytes) for unit in units]
+    least = smallest(units)
     size = target.size(checkpoint, plan_of(units, least))
     for place, unit in enumerate(units):
         for option in unit.options:

@@ -59,7 +59,7 @@ def measured_alone(gathered: Gathered, candidates: Candidates, menu: Mapping[str
 
     keys = [(name, codec) for name, names in menu.items() for codec in names]
     return {(name, codec): gathered.workspace.json(f"{folder}/{name}-{codec}.json", partial(measure, name, codec))
-            for name, codec in track(keys, "price the embedding")}
+            for name, codec in track(keys, "price the tables")}
 
 
 def damages(gathered: Gathered, menu: Mapping[str, Sequence[str]], decoded: Callable[[str, str], Tensor], folder: str,

@@ -51,7 +51,7 @@ def verify_frontier(gathered: Gathered, units: list[Unit], candidates: Candidate
             plan = plan_of(units, options)
             coded = candidates.coded(plan)
             quality = streamed_quality(gathered.stream, gathered.held_out, reference, coded.decoded,
-                                       f"measure point {i + 1} of {len(picked)}", plan.get)
+                                       f"measure point {i + 1} of {len(picked)}", codec=plan.get)
             points.append({"plan": plan, "bytes": kind.size(gathered.checkpoint, plan), "nats": _nats(options),
                            "kl": quality.kl_mean})
         return points
@@ -99,7 +99,7 @@ def reach(gathered: Gathered, units: list[Unit], candidates: Candidates, referen
             if found:
                 break
             raise BudgetError(f"KL {budget.max_kl:g} cannot be reached within the other limits: {error.cause}",
-                              "Allow more bytes, more bits or more KL.") from error
+                              f"{error.remedy} Or allow more KL.".strip()) from error
         if plan in tried:
             break
         tried.append(plan)

@@ -57,8 +57,8 @@ class Log:
 
 
 def wanted(units: Sequence[Unit], chosen: Sequence[Option], predicted: float, mends: float = MENDS) -> bool:
-    """Whether the plan is where the second order misleads. predicted: corrected KL; measured at half the threshold. mends: of
-    what follows."""
+    """Whether the plan is where the second order misleads: below LOW_BITS, or a KL, of the finished file, that may be above
+    HIGH_KL. predicted: corrected KL of the plan as it stands; mends: what the steps that follow divide it by."""
     weights, bits = block_rate(units, chosen)
     return bool(weights) and (bits < LOW_BITS or predicted > mends * HIGH_KL / 2)
 

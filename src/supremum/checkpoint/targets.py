@@ -27,7 +27,7 @@ class Target(Protocol):
     runtime: str  # the engine in supremum.runtime that proves the result: "llama_cpp", "transformers"
     menu: tuple[str, ...]  # codecs that allocation chooses from: of all it can hold, those worth their solving time
     least: tuple[str, ...]  # smaller ones, dearer to solve, for a size or bits that cannot be had without
-    allocates: bool  # whether codecs are chosen, of bytes known beforehand; False: one water level decides (fill.py)
+    allocates: bool  # whether `optimize` chooses among its codecs, whose bytes `size` knows beforehand; an archive: fill.py
 
     def codecs(self, checkpoint: Any, name: str, shape_OI: tuple[int, int]) -> list[str]:
         """Names of the codecs that the runtime can run for this tensor; empty if it must stay as it is.

@@ -37,7 +37,7 @@ from .common import (
     supremum optimize models/llama --max-kl 0.05 --size 900MB --keep embed
     supremum optimize models/llama --bits 3 --target archive --out archived
     supremum optimize models/llama --speed 2x --memory 900MB
-    supremum optimize sst2 --floor accuracy=0.99x --out small
+    supremum optimize sst2 --floor accuracy=0.99x --target archive --text a.txt
     supremum optimize models/llama --frontier --out points
     supremum optimize demo --frontier 2.5,3,4 --target archive
     supremum optimize models/llama --lossless --out lossless

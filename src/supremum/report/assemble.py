@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 from collections.abc import Collection, Mapping, Sequence
@@ -21,6 +22,7 @@ from ..planning import Reached, block_rate, reason
 from ..progress import peaks, timings
 from ..reach import correction
 from ..runtime import capabilities
+from ..text import fingerprint
 from ..versions import version_of
 from .document import SCHEMA, Document
 
@@ -48,8 +50,8 @@ def assemble(gathered: Gathered, target: Target, budget: Budget, reached: Reache
             "name": _name(checkpoint), "model": checkpoint.source, "format": checkpoint.format,
             "architecture": (checkpoint.config.architectures or ["unknown"])[0], "fingerprint": checkpoint.fingerprint,
             "bytes": sum(info.nbytes for info in checkpoint.tensors.values()),
-            "parameters": sum(_count(info.shape) for info in checkpoint.tensors.values()),
-            "text_fingerprint": _text_fingerprint(gathered), "seed": inputs["seed"], "options": dict(inputs["options"]),
+            "parameters": sum(math.prod(info.shape) for info in checkpoint.tensors.values()),
+            "text_fingerprint": fingerprint(gathered.windows), "seed": inputs["seed"], "options": dict(inputs["options"]),
             "state": dict(inputs)},
         "text": gathered.text,
         "versions": {"python": platform.python_version()} | {p: v for p in PACKAGES if (v := version_of(p))},
@@ -188,16 +190,3 @@ def _frontier(units: Sequence[Unit], measured: Sequence[Mapping[str, Any]], curv
 def _name(checkpoint: Any) -> str:
     name = Path(checkpoint.path).name
     return name.removesuffix(".gguf") or checkpoint.source
-
-
-def _count(shape: Sequence[int]) -> int:
-    total = 1
-    for size in shape:
-        total *= size
-    return total
-
-
-def _text_fingerprint(gathered: Gathered) -> str:
-    from ..text import fingerprint
-
-    return fingerprint(gathered.windows)

@@ -115,8 +115,8 @@ def verify(path: str | Path, target: Any, reference: Any = None, *, prompts: lis
     ours = [list(reference.tokenizer()(text).input_ids) for text in texts]
     room = (context_length(reference) or 1 << 20) - 8
     if reference.config.is_encoder_decoder:
-        start = reference.config.decoder_start_token_id or 0
-        prompts = prompts or [bare(join([ids[:room]], [[start, *ids[:room]]])[0]) for ids in ours]
+        first = reference.config.decoder_start_token_id or 0
+        prompts = prompts or [bare(join([ids[:room]], [[first, *ids[:room]]])[0]) for ids in ours]
     else:
         prompts = [prompt[:room] for prompt in prompts or ours]
     asked = [len(written(torch.tensor(prompt))) for prompt in prompts]
