@@ -22,12 +22,12 @@ import torch
 from supremum import Budget, SupremumError, convert, measure_limits, open_checkpoint, optimize, output, pipeline
 from supremum.errors import BudgetError, StateError
 from supremum.frontier import optimize_frontier
-from supremum.gather import HELD_OUT_TOKENS, window_length, work_folder
+from supremum.gather import HELD_OUT_TOKENS, window_length
 from supremum.measure.quality import evaluate
 from supremum.output import check_output
 from supremum.report import read_document
 from supremum.text import calibration_and_held_out
-from supremum.workspace import Workspace
+from supremum.workspace import Workspace, work_folder
 
 TOKENS = 1024
 CHILD = """

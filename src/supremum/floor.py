@@ -29,7 +29,6 @@ from typing import Any
 from .allocate import Budget
 from .checkpoint import Checkpoint, open_checkpoint
 from .errors import BudgetError, SupremumError
-from .gather import work_folder
 from .job import Job, Layout, bit_range, check, lay_out, open_job
 from .measure.intervals import Interval, bootstrap, mean_interval, paired_bootstrap, paired_mean
 from .output import check_replaced, finished
@@ -40,7 +39,7 @@ from .train.base import reopen
 from .train.rows import digest
 from .train.tune import DRAWS
 from .train.tuned import known
-from .workspace import Workspace, move_into_place
+from .workspace import Workspace, move_into_place, work_folder
 
 STEP, LEAST, MOST = 0.25, 1.0, 8.0  # bits a weight that are searched
 WIDTH = 2 * 1.96  # of a 95 % interval, in standard errors

@@ -17,7 +17,6 @@ from pathlib import Path
 
 from .allocate import Budget
 from .errors import BudgetError, StateError
-from .gather import work_folder
 from .job import Job, Layout, bit_range, check, lay_out, open_job
 from .output import check_replaced, finished
 from .pipeline import finish, statistics
@@ -25,7 +24,7 @@ from .plain import plain
 from .progress import branch_timings, keep_timings, note, peaks, phase, timings
 from .report import Document
 from .report.frontier import Frontier, assemble_frontier, folder_of, read_frontier, write_frontier
-from .workspace import Workspace, discard_left, move_into_place
+from .workspace import Workspace, discard_left, move_into_place, work_folder
 
 BITS = (2.25, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0)
 

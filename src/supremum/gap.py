@@ -49,7 +49,7 @@ class LayerGap:
     name: str
     weights: int
     bits: float  # as stored, scales included
-    nats: float  # predicted damage
+    nats: float  # damage by K-FAC alone, as the limit counts it; a file's own report has its prices (prices.py)
     least_bits: float  # of any code of this layer with this damage
     gap: float
     feedback: float  # of the gap, what error feedback would take off; 0 where it seems to have been used

@@ -183,9 +183,3 @@ def solve_candidates(gathered: Gathered, menu: Mapping[str, list[str]]) -> Candi
 def gather_fisher(gathered: Gathered, seed: int) -> None:
     """The backward sweep."""
     fisher(gathered.stream, gathered.windows, gathered.workspace, length=gathered.windows.shape[1], seed=seed)
-
-
-def work_folder(out: Path) -> Path:
-    """Where the resumable state of a run that writes to `out` lives."""
-    out = out.resolve()
-    return out.with_name(out.name + ".work")

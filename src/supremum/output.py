@@ -20,7 +20,6 @@ from .checkpoint import Checkpoint, open_checkpoint
 from .checkpoint.architecture import objective
 from .checkpoint.targets import LazyCoded, Target, target_for
 from .errors import StateError, SupremumError
-from .gather import work_folder
 from .measure import samples
 from .plain import plain
 from .planning import Menu
@@ -31,7 +30,7 @@ from .runtime.verify import verify
 from .solve.cancellation import nearest
 from .stats.streaming import BlockStream, orientation
 from .text import fast_dtype
-from .workspace import Workspace, discard_left, refuse_mount, replacing_folder, write_atomic
+from .workspace import Workspace, discard_left, refuse_mount, replacing_folder, work_folder, write_atomic
 
 CONVERTED = "converted.json"  # in the folder of a conversion: its inputs, command and proof
 

@@ -36,7 +36,6 @@ from .gather import (
     gather_fisher,
     solve_candidates,
     windows_of,
-    work_folder,
 )
 from .job import Job, Layout, check, lay_out, open_job
 from .limits import LayerSpectrum, Limits, Machine, limits
@@ -61,7 +60,7 @@ from .runtime.verify import verify
 from .solve.candidates import Candidates
 from .solve.smoothing import smoothed
 from .text.pairs import bare
-from .workspace import Workspace, move_into_place
+from .workspace import Workspace, move_into_place, work_folder
 
 PROVED = 6  # held-out pairs that the proof of an encoder-decoder is on
 

@@ -15,10 +15,10 @@ from .allocate import Budget
 from .checkpoint import Checkpoint
 from .checkpoint.targets import Target
 from .errors import SupremumError
-from .gather import work_folder
 from .limits.topology import memory_limit
 from .planning import Menu, check_feasible, units_of
 from .sizes import format_size
+from .workspace import work_folder
 
 BASE = 600_000_000  # the interpreter with PyTorch and Transformers
 

@@ -108,6 +108,12 @@ def disk_full(error: Exception) -> bool:
     return getattr(error, "errno", None) in full or any(f"(os error {number})" in str(error) for number in full)
 
 
+def work_folder(out: Path) -> Path:
+    """Where the resumable state of a run that writes to `out` lives."""
+    out = out.resolve()
+    return out.with_name(out.name + ".work")
+
+
 class Workspace:
     """A folder of finished steps, bound to one set of inputs and locked to this process."""
 

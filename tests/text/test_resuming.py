@@ -15,7 +15,7 @@ import pytest
 
 from supremum.errors import StateError, SupremumError
 from supremum.text import clean_text, pack, packed, resuming
-from supremum.text.resuming import PROGRESS, Work, read_state, resumable, work_folder
+from supremum.text.resuming import PROGRESS, Work, hidden_folder, read_state, resumable
 from supremum.text.steps import Cleaner, Rules
 
 from ..conftest import tiny_tokenizer
@@ -99,7 +99,7 @@ def test_killed_and_gone_on_is_uninterrupted(source, monkeypatch, verb, capsys):
                                 source.with_name("cut.jsonl")], stderr=subprocess.PIPE, text=True)
     _, said = program.communicate(timeout=60)  # returns when the workers have ended, too: they hold the pipe
     assert program.returncode == -signal.SIGKILL, said
-    folder = work_folder(source.with_name("cut.jsonl"))
+    folder = hidden_folder(source.with_name("cut.jsonl"))
     done = read_state(folder)["documents"]
     assert 0 < done < COUNT - 8 and not source.with_name("cut.jsonl").exists()
     seen = worked_on(monkeypatch)
@@ -151,7 +151,7 @@ CHANGES = {
     *(("clean", change) for change in CHANGES), ("pack", "sources"), ("pack", "a file")])
 def test_another_run_and_a_damaged_state_begin_anew(source, monkeypatch, verb, change, capsys):
     cut(monkeypatch, 101, lambda: run(verb, source, "cut.jsonl", workers=1))
-    folder = work_folder(source.with_name("cut.jsonl"))
+    folder = hidden_folder(source.with_name("cut.jsonl"))
     assert read_state(folder)["documents"] == 80
     CHANGES[change](source, folder / PROGRESS)
     made = run(verb, source, "cut.jsonl", workers=1)
@@ -213,10 +213,10 @@ def test_one_run_at_a_time_and_a_folder_of_another_kind(source):
         for fresh in (False, True):
             with pytest.raises(StateError, match="another run is using this output"):
                 run("clean", source, "b.jsonl", fresh=fresh)
-    assert not work_folder(out).exists()
-    work_folder(out).mkdir()
-    (work_folder(out) / "diary").write_text("mine")
+    assert not hidden_folder(out).exists()
+    hidden_folder(out).mkdir()
+    (hidden_folder(out) / "diary").write_text("mine")
     for fresh in (False, True):
         with pytest.raises(StateError, match="no state of a run"):
             run("clean", source, "b.jsonl", fresh=fresh)
-    assert (work_folder(out) / "diary").read_text() == "mine"
+    assert (hidden_folder(out) / "diary").read_text() == "mine"

@@ -83,7 +83,7 @@ class Layer(TypedDict):
     codec: str
     bits_per_weight: float
     bytes: int
-    predicted_nats: float
+    predicted_nats: float  # of the layers prices.py's, of tables measured, of an archive K-FAC in the metric it was solved in
     share: float
     reason: str
     limit_bits: Number  # what the bound would spend here at the same KL of the whole model

@@ -113,7 +113,7 @@ class Work:
 def resumable(out: Path, identity: Mapping[str, Any], fresh: bool) -> Iterator[Work]:
     """The work on `out`, and what of it is done. identity: "verb", and all that the result depends on. The folder goes when
     the block ends well, and when nothing was saved. Raises StateError while another run holds it."""
-    folder, finished = work_folder(out), False
+    folder, finished = hidden_folder(out), False
     workspace = Workspace(folder, {"verb": identity["verb"]}, fresh=fresh)
     try:
         with closing(Work(folder, digests(identity), fresh)) as work:
@@ -134,7 +134,7 @@ def resumable(out: Path, identity: Mapping[str, Any], fresh: bool) -> Iterator[W
 
 def may_replace(out: Path, identity: Mapping[str, Any]) -> bool:
     """Whether a run of this identity was begun with --fresh and cut off."""
-    found = read_state(work_folder(out))
+    found = read_state(hidden_folder(out))
     return found is not None and bool(found["fresh"]) and found["identity"] == digests(identity)
 
 
@@ -159,6 +159,6 @@ def crc_of(state: Any) -> int:
     return crc32(json.dumps(state).encode())
 
 
-def work_folder(out: Path) -> Path:
+def hidden_folder(out: Path) -> Path:
     """Hidden, so that a source that is a folder may hold it."""
     return out.with_name(f".{out.name}.work")
