@@ -38,6 +38,7 @@ from .runtime import capabilities
 from .runtime.verify import probe
 from .sizes import figure, format_size
 from .solve.cancellation import nearest
+from .stats.streaming import read_weight
 from .text.windows import context_length
 from .workspace import Workspace
 
@@ -153,8 +154,7 @@ def measure_costs(checkpoint: Checkpoint, target: Target, menu: Menu, shapes: Ma
     tables = {embedding} if head is None else {embedding, head}
 
     def weight(name: str) -> torch.Tensor:
-        stored = checkpoint.read(name).float()
-        return stored.T.contiguous() if turned[name] else stored
+        return read_weight(checkpoint, name, turned[name])
 
     context = min(CONTEXT, context_length(checkpoint) or CONTEXT)
 

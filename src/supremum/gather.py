@@ -19,7 +19,7 @@ from .solve.cancellation import Metric
 from .solve.candidates import Candidates
 from .stats.calls import Call
 from .stats.fisher import fisher, fisher_file, shrunk
-from .stats.streaming import BlockStream, orientation
+from .stats.streaming import BlockStream, orientation, read_weight
 from .stats.sweep import HEAD_MOMENTS, moments, sweep, tokens
 from .text import calibration_and_held_out, fast_dtype, self_generated
 from .text.pairs import count, reads_pairs
@@ -47,8 +47,7 @@ class Gathered:
 
     def weight(self, name: str, checkpoint: Checkpoint | None = None) -> Tensor:
         """The original weight (O, I), float32; or another checkpoint's, of the same architecture."""
-        weight = (checkpoint or self.checkpoint).read(name).float()
-        return weight.T.contiguous() if self.turned[name] else weight
+        return read_weight(checkpoint or self.checkpoint, name, self.turned[name])
 
     def inner(self, block: str, layer: str) -> str:
         """The tensor's name of one linear layer by its name inside the block."""

@@ -7,12 +7,12 @@ import json
 import math
 import shlex
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import psutil
-import torch
 
 from . import __version__, codecs
 from .allocate import Budget
@@ -28,7 +28,7 @@ from .report import FILE, Document, read_document
 from .report.frontier import FILE as FRONTIER
 from .runtime.verify import verify
 from .solve.cancellation import nearest
-from .stats.streaming import BlockStream, orientation
+from .stats.streaming import read_weight
 from .text import fast_dtype
 from .workspace import Workspace, discard_left, refuse_mount, replacing_folder, work_folder, write_atomic
 
@@ -97,16 +97,15 @@ def _check_whole(written: Path, nbytes: int) -> None:
         raise StateError(f"{written}: holds {found} bytes of the model, {nbytes} were written.", "--fresh makes it again.")
 
 
-def rehearse(checkpoint: Checkpoint, kind: Target, menu: Menu, workspace: Workspace) -> None:
-    """Before the long work: one layer (and what is tied to it) by nearest rounding through export and the stock runtime."""
+def rehearse(checkpoint: Checkpoint, kind: Target, menu: Menu, turned: Mapping[str, bool], workspace: Workspace) -> None:
+    """Before the long work: one layer (and what is tied to it) by nearest rounding through export and the stock runtime.
+    turned: whether a matrix is stored as its transpose."""
     def proof() -> dict[str, Any]:
         name, names = next((name, names) for name, names in menu.codecs.items() if names)
         group = next((tie for tie in menu.ties if name in tie), [name])
-        turned = {tensor: swap for tensor, (_, swap) in orientation(BlockStream(checkpoint, dtype=torch.float32)).items()}
 
         def code(tensor: str) -> Any:
-            weight = checkpoint.read(tensor).float()
-            weight_OI = weight.T.contiguous() if turned[tensor] else weight
+            weight_OI = read_weight(checkpoint, tensor, turned[tensor])
             if names[-1] == "lattice":
                 from .solve.water import flat
 

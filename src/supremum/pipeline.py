@@ -135,7 +135,7 @@ def statistics(job: Job, layout: Layout, workspace: Workspace, budgets: Sequence
     """Text, moments, Fisher; candidates and their prices (not for an archive; where a single budget leaves one plan, no
     prices, and candidates for a quick job alone); what a single budget of memory or speed needs, too."""
     menu, tables = layout.menu, layout.stream.tables()
-    rehearse(job.checkpoint, job.kind, menu, workspace)
+    rehearse(job.checkpoint, job.kind, menu, layout.turned, workspace)
     costs = None
     if len(budgets) == 1 and (budgets[0].memory or budgets[0].speed):
         costs = measure_costs(job.checkpoint, job.kind, menu, layout.shapes, *layout.stream.table_names(), layout.turned,

@@ -331,6 +331,12 @@ def _set(module: nn.Module, key: str, value: Tensor, dtype: torch.dtype) -> None
     module._parameters[key] = nn.Parameter(value.to(dtype), requires_grad=False)
 
 
+def read_weight(checkpoint: Checkpoint, name: str, turned: bool) -> Tensor:
+    """A matrix (O, I), float32. turned: whether the checkpoint stores the transpose."""
+    stored = checkpoint.read(name).float()
+    return stored.T.contiguous() if turned else stored
+
+
 def orientation(stream: BlockStream) -> dict[str, tuple[tuple[int, int], bool]]:
     """Of every matrix that can be compressed: tensor name -> ((out, in), whether the checkpoint stores the transpose)."""
     found: dict[str, tuple[tuple[int, int], bool]] = {}
