@@ -21,6 +21,7 @@ from .theme import GRID, Figure, layout
 from .words import figure, percent
 
 MB = 1e-6  # of a byte
+SAME_BITS = 0.1  # a weight: layers nearer to each other are of one colour, about
 HEAT = [[0, "heat(0)"], [0.25, "heat(0.25)"], [0.5, "heat(0.5)"], [0.75, "heat(0.75)"], [1, "heat(1)"]]
 STYLES: dict[str, dict[str, Any]] = {
     "limit": {"name": "limit", "mode": "lines", "line": {"color": "var(--limit)", "width": 2.5}},
@@ -107,7 +108,7 @@ def _mark_gap(frame: Figure, here: dict[str, float], limit: list[Point], place: 
             frame["shapes"] = [{"type": "line", "x0": at, "x1": here["x"], "y0": here["y"], "y1": here["y"],
                                  "line": {"color": "var(--accent)", "width": 1.5, "dash": "dot"}}]
             frame["annotations"].append({
-                "x": at, "y": math.log10(here["y"]), "yshift": 11, "showarrow": False,
+                "x": at, "y": math.log10(here["y"]), "yshift": 18, "showarrow": False,
                 "text": f"gap {gap:.2f} bits", "xanchor": "left", "font": {"color": "var(--accent)", "size": 13}})
             return
 
@@ -126,7 +127,8 @@ def layers(plan: list[Layer], view: str) -> Figure | None:
         return {"bits": layer["bits_per_weight"], "damage": 100 * layer["share"], "gap": layer["gap_bits"]}[view]
 
     z = [[value(cells[row, col]) if (row, col) in cells else None for col in columns] for row in rows]
-    if not any(v is not None for line in z for v in line):
+    found = [v for line in z for v in line if v is not None]
+    if not found:
         return None
     title, digits = {"bits": ("bits", ".3~g"), "damage": ("%", ".2~f"), "gap": ("bits", ".2~f")}[view]
     heat = {
@@ -136,6 +138,9 @@ def layers(plan: list[Layer], view: str) -> Figure | None:
         "hovertemplate": "%{customdata}<extra></extra>", "hoverongaps": False,
         "colorbar": {"title": {"text": title, "side": "top"}, "thickness": 10, "outlinewidth": 0, "len": 1},
     }
+    if view == "bits" and max(found) - min(found) < SAME_BITS:
+        middle = (max(found) + min(found)) / 2
+        heat |= {"zmin": middle - SAME_BITS, "zmax": middle + SAME_BITS}
     frame = layout(xaxis={"title": {"text": "block"}, "dtick": 1 if len(columns) <= 40 else 5, "showgrid": False,
                             "zeroline": False},
                      yaxis={"autorange": "reversed", "showgrid": False, "zeroline": False, "automargin": True},

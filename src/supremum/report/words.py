@@ -120,7 +120,7 @@ def facts(document: Document) -> list[tuple[str, str, str]]:
     if gains := result.get("gains"):
         spent = sum(one["seconds"] for one in gains["passes"])
         rows.append(("Trained gains and scales", f"{gains['numbers']:,}",
-                     f"{bought(gains, spent)}, {len(gains['passes'])} passes"))
+                     f"{bought(gains, spent)}, {len(gains['passes'])} pass{'es' * (len(gains['passes']) != 1)}"))
     if measured["same_top"] is not None:
         rows.append(("Same next token", percent(measured["same_top"]),
                      "positions where both models prefer the same token"))
