@@ -158,7 +158,7 @@ def test_without_a_choice_nothing_is_priced_and_the_file_is_the_same(tiny_model,
     inner = [layer for layer in alone.document["plan"] if layer["codec"] == "int4-g64"]
     assert len(inner) == 14 and all(layer["predicted_nats"] > 0 for layer in inner)
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "only_plan", lambda *given: None)
+        patch.setattr("supremum.job.only_plan", lambda *given: None)
         chosen = run(model, text, tmp_path / "chosen", Budget(bits=4.3), **options)
     assert priced.called and files(chosen.folder) == files(alone.folder)
     assert any("no candidate was priced" in line for line in alone.document["assumptions"])
