@@ -113,12 +113,6 @@ class Layout:
         enough = all(meets(budget, units, job.checkpoint, job.kind) for budget in budgets)
         return self if enough else replace(self, menu=self.widest)
 
-    def only_plan(self, job: Job, budgets: Sequence[Budget]) -> list[Option] | None:
-        """What there is to do, unpriced, where a single budget leaves one plan; None where there is a choice."""
-        if len(budgets) != 1 or not job.kind.allocates:
-            return None
-        return only_plan(budgets[0], self.units(job, self.menu), job.checkpoint, job.kind)
-
     def units(self, job: Job, menu: Menu) -> list[Unit]:
         """Unpriced."""
         return units_of(job.checkpoint, job.kind, menu, self.shapes, self.stream.tables())
@@ -152,6 +146,11 @@ def bit_range(job: Job, layout: Layout, menu: Menu) -> tuple[float, float]:
     return block_rate(units, smallest(units))[1], most
 
 
+def plan_alone(job: Job, units: Sequence[Unit], budgets: Sequence[Budget]) -> list[Option] | None:
+    """The options of `units` where a single budget leaves one plan; None where there is a choice, or nothing to choose."""
+    return only_plan(budgets[0], units, job.checkpoint, job.kind) if len(budgets) == 1 and units else None
+
+
 def check(job: Job, layout: Layout, budgets: Sequence[Budget], folder: Path) -> None:
     """Refuse now what could not end well."""
     stream, menu = layout.stream, layout.menu
@@ -164,8 +163,9 @@ def check(job: Job, layout: Layout, budgets: Sequence[Budget], folder: Path) -> 
             coded = {name: layout.shapes[name] for name, names in menu.codecs.items() if names}
             for budget in budgets:
                 check_size(budget, job.checkpoint, job.kind, coded)  # type: ignore[arg-type]
-        if any(menu.codecs.values()) and (options := layout.only_plan(job, budgets)):
-            plan = plan_of(layout.units(job, menu), options)
+        units = layout.units(job, menu) if job.kind.allocates and any(menu.codecs.values()) else []
+        if options := plan_alone(job, units, budgets):
+            plan = plan_of(units, options)
             if not plan:
                 raise BudgetError("the smallest that can be had is the original itself.", "Ask for fewer bits or bytes.")
             menu = menu.only(plan)

@@ -37,7 +37,7 @@ from .gather import (
     solve_candidates,
     windows_of,
 )
-from .job import Job, Layout, check, lay_out, open_job
+from .job import Job, Layout, check, lay_out, open_job, plan_alone
 from .limits import LayerSpectrum, Limits, Machine, limits
 from .limits import measure as measure_machine
 from .measure.streamed import final_hidden
@@ -145,7 +145,7 @@ def statistics(job: Job, layout: Layout, workspace: Workspace, budgets: Sequence
     gathered = gather(job.checkpoint, workspace, text=job.text, tokens=job.options["tokens"], seed=job.seed,
                       dtype=job.options["dtype"], data=job.data)
     units = layout.units(job, menu) if job.kind.allocates else []
-    plan = layout.only_plan(job, budgets)
+    plan = plan_alone(job, units, budgets)
     gather_fisher(gathered, job.seed)
     candidates, solved = None, dict[str, list[str]]()
     if units and not plan:
