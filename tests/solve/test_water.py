@@ -125,6 +125,21 @@ def test_the_error_at_high_rate_is_the_codes():
     assert float(error) == pytest.approx(4 / 12 * 10**-0.109, rel=0.02)
 
 
+def test_an_input_that_is_far_larger_than_the_others_does_not_leave_the_integers():
+    """A hidden state of thousands (a massive activation) asks for more steps than int16 has: it gets those there are."""
+    weight_OI = torch.randn(64, 32, generator=torch.Generator().manual_seed(0))
+    moment_II = torch.eye(32)
+    moment_II[5, 5] = 4.0**14
+    metric = Metric(moment_II, torch.arange(32), torch.diag(moment_II.diagonal().rsqrt()))
+    rows = Outputs(torch.arange(64), torch.ones(64, dtype=torch.float64), None)
+    found = water(weight_OI, metric, rows, 4.0**-5, Spread.of(weight_OI))
+    largest = weight_OI[:, 5].abs().max()
+    assert 8192 < int(found.lattice.integers_OI[:, 5].abs().max()) <= 16384 + 1
+    assert float((found.decode() - weight_OI)[:, 5].abs().max()) < 2 * float(largest) / 8192
+    rest = torch.arange(32) != 5
+    assert float((found.decode() - weight_OI)[:, rest].square().mean()) == pytest.approx(4.0**-5, rel=0.1)  # whole eighths
+
+
 @pytest.mark.parametrize("rows", [31, 32, 70])
 def test_blocks_of_rows_change_nothing(rows, monkeypatch):
     weight_OI, metric, fisher_OO = case(rows=rows, columns=24)
