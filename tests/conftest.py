@@ -66,6 +66,7 @@ _RECIPES: dict[str, tuple[str, dict[str, Any], str]] = {
     ),
     "roberta": ("RobertaConfig", _BERT, "RobertaForMaskedLM"),
     "albert": ("AlbertConfig", _BERT | {"embedding_size": 64}, "AlbertForMaskedLM"),
+    "electra": ("ElectraConfig", _BERT | {"embedding_size": 32}, "ElectraForPreTraining"),
     "marian": ("MarianConfig", _MARIAN | {"scale_embedding": True}, "MarianMTModel"),
     "bart": ("BartConfig", _MARIAN, "BartForConditionalGeneration"),
     "t5": ("T5Config", _T5, "T5ForConditionalGeneration"),

@@ -230,10 +230,11 @@ def test_encoders(tiny_model, text, tmp_path, family):
     assert result.document["proof"]["passed"] and result.document["result"]["bits_per_weight"] <= 5
 
 
-@pytest.mark.parametrize("architecture", [pytest.param("BertModel", marks=pytest.mark.slow), "BertForSequenceClassification"])
-def test_encoder_without_a_vocabulary_head(architecture, tiny_model, text, tmp_path):
+@pytest.mark.parametrize(("family", "architecture"), [
+    pytest.param("bert", "BertModel", marks=pytest.mark.slow), ("bert", "BertForSequenceClassification"), ("electra", None)])
+def test_encoder_without_a_vocabulary_head(family, architecture, tiny_model, text, tmp_path):
     """Its hidden states are compared: a KL, and nothing that needs a vocabulary. A task's head stays as it is."""
-    model = tiny_model("bert", architecture=architecture)
+    model = tiny_model(family, architecture=architecture)
     result = run(model, text, tmp_path / "out", Budget(bits=5), target="compressed-tensors")
     measured = result.document["result"]["measured"]
     assert result.document["proof"]["passed"] and measured["objective"] == "none"

@@ -83,7 +83,7 @@ def model_class(config: PretrainedConfig, path: Path) -> type[PreTrainedModel]:
 def objective(name: str) -> str:
     """What a model class of this name predicts: "next" token, "every" token (a masked-language head), or "none" (hidden
     states only)."""
-    if name.endswith(("ForMaskedLM", "ForPreTraining")):
+    if name.endswith("ForMaskedLM"):
         return "every"
     return "next" if name.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "MTModel")) else "none"
 

@@ -4,7 +4,8 @@ In float32 the decoded weights are exact, so differences to our own decoding are
 the compressed-tensors library decodes to bfloat16 (exactly) would need a bfloat16 model: here the library decodes, and the
 model is raised to float32 then; that inputs are rounded stays as stored. The folder is loaded by the class that the model
 card names. An encoder without a head answers with a softmax over its last hidden state, one that marks the answer to a
-question with its two scores of each token; a head that gives a text one answer is asked for each beginning of it.
+question with its two scores of each token, ELECTRA's with whether each was replaced; a head that gives a text one answer is
+asked for each beginning of it.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ def answers(model: Any, tokens: list[int], ends: list[int]) -> torch.Tensor:
     if found is None:
         found = torch.stack([output.start_logits, output.end_logits], -1) if "start_logits" in output else \
             output.last_hidden_state
+    if type(model).__name__.endswith("ForPreTraining"):
+        found = found[..., None]  # against the zero that is added below: a sigmoid
     if found.ndim == 3:
         found_PV = found[0, torch.tensor(ends) - 1]
     else:
