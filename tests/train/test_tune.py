@@ -19,7 +19,7 @@ from supremum.train.baselines import baselines
 from supremum.train.batches import Grouped
 from supremum.train.several import tune_several
 from supremum.train.tasks import make
-from supremum.train.tune import rows_in_training, tune
+from supremum.train.tune import leaks, tune
 from supremum.train.tuned import known
 from supremum.train.watch import Watch
 from supremum.train.ways import Unfreeze, Way, blocks, counts, merged, prepare
@@ -216,9 +216,23 @@ def test_the_rows_are_found_from_another_folder(tiny_model: Any, tmp_path: Path,
     assert known(tmp_path / path.stem, None, asked="evaluate", option="--data").as_tuned
 
 
-def test_leaks_are_counted_apart_from_case_and_spaces() -> None:
+def test_leaks_are_counted_apart_from_case_punctuation_and_spaces() -> None:
     task = make("classify", {}, "r.yaml")
-    assert rows_in_training(task, [{"text": "The  River"}], [{"text": "the river"}, {"text": "a river"}]) == 1
+    rows = [{"text": "THE RIVER, 3 times!"}, {"text": "a river"}, {"text": "好河。"}, {"text": ":-)"}, {"text": ":-("}]
+    assert leaks(task, ["The  River 3 times", "好 河", ":-)"], test=rows, valid=rows[1:2]) == {"test": 3, "valid": 0}
+
+
+def test_what_else_the_model_learns_from_can_leak(tiny_model: Any, tmp_path: Path) -> None:
+    """The rows of another domain, and of another task over the same trunk."""
+    path = recipe(tmp_path, tiny_model("bert"), lstm=False, source={"train": ["test.tsv"], "alpha": 0.5}, epochs=0.1)
+    found = tune(path, tmp_path, tmp_path / "out", changes=["data.train=valid.tsv"])
+    assert found.leaks == {"valid": 8, "test": 32}
+    assert known(tmp_path / "out", None, asked="evaluate", option="--data").leaked == 32
+    one = json.loads(path.read_text())
+    tasks = {name: {"task": "classify", "data": one["data"] | {"train": train}}
+             for name, train in (("own", "valid.tsv"), ("other", "test.tsv"))}
+    path.write_text(json.dumps({"tasks": tasks, "model": one["model"], "epochs": 0, "lstm": False}))
+    assert tune_several(path, tmp_path, tmp_path / "both")["own"].leaks == {"valid": 8, "test": 32}
 
 
 def test_grouped_draws_are_all_draws_once_and_less_padded() -> None:

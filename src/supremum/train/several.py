@@ -13,6 +13,7 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from .result import check_out, put_document, standing
 from .sections import Common, Data, TaskSection, Tune, settings_of
 from .tasks import Task, make
 from .trainer import Trainer, check_alone, fit, open_run
-from .tune import FILE, Tuned, check_before, digests, put, rows_in_training, splits, table
+from .tune import FILE, Tuned, check_before, digests, leaks, put, splits, table
 from .ways import counts, merged, prepare, trunk
 
 
@@ -146,6 +147,9 @@ def tune_several(path: str | Path, data: str | Path = ".", out: str | Path | Non
         check_before(recipe.alone(name), task, f"{path}: tasks.{name}")
     with phase("read rows"):
         rows = {name: splits(task, recipe.alone(name), folder) for name, task in tasks.items()}
+    texts = {name: [task.text(row) for row in rows[name][0]] for name, task in tasks.items()}
+    leaked = {name: leaks(task, chain(*texts.values()), valid=rows[name][1], test=rows[name][2])
+              for name, task in tasks.items()}  # the trunk sees the rows of all
     loaded = {name: load_base(base, task, recipe.seed) for name, task in tasks.items()}
     models, tokenizer = [model for model, *_ in loaded.values()], loaded[names[0]][1]
     inputs = {"supremum": __version__, "recipe": plain(recipe), "model": loaded[names[0]][2],
@@ -183,7 +187,7 @@ def tune_several(path: str | Path, data: str | Path = ".", out: str | Path | Non
             held = task.score(task.truth(valid), task.predict(model, tokenizer, valid, recipe.score_batch))
         done[name] = Tuned(recipe=str(path), task=task.name, metric=task.metric, model=base, way=recipe.way.name,
                            lines=lines, rows={"train": len(train), "valid": len(valid), "test": len(test)},
-                           leaks={"valid": rows_in_training(task, train, valid), "test": rows_in_training(task, train, test)},
+                           leaks=leaked[name],
                            labels=task.labels, trained=trained, parameters=total, steps=steps, minutes=minutes, loss=loss,
                            valid=float(held[task.metric]), path=str(out / name), data=str(folder.resolve()))
     with replacing_folder(out) as staging:

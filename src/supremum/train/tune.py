@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from ..errors import SupremumError
 from ..measure.intervals import Interval, bootstrap, mean_interval, paired_bootstrap, paired_mean
 from ..plain import plain
 from ..progress import note, phase
+from ..text.words import words
 from ..versions import version_of
 from ..workspace import replacing_folder
 from .base import load as load_base
@@ -114,7 +115,7 @@ def tune(path: str | Path, data: str | Path = ".", out: str | Path | None = None
                           recipe.data.kind if recipe.source.kind == "as data" else recipe.source.kind,
                           recipe.data.missing == "drop")
             task.check(others)
-    leaked = {"valid": rows_in_training(task, train, valid), "test": rows_in_training(task, train, test)}
+    leaked = leaks(task, map(task.text, [*train, *others]), valid=valid, test=test)
     for name, count in leaked.items():
         if count:
             note(f"{count} of {len(valid if name == 'valid' else test)} {name} rows also stand in the training text.")
@@ -224,10 +225,15 @@ def said_of(model: str | Model) -> str:
     return model if isinstance(model, str) else f"{model.family} from scratch"
 
 
-def rows_in_training(task: Task, train: Sequence[Row], rows: Sequence[Row]) -> int:
-    """How many rows' texts, apart from case and spaces, stand among the training rows."""
-    seen = {" ".join(task.text(row).casefold().split()) for row in train}
-    return sum(" ".join(task.text(row).casefold().split()) in seen for row in rows)
+def leaks(task: Task, learnt: Iterable[str], **parts: Sequence[Row]) -> dict[str, int]:
+    """How many rows of each part stand, word for word, among the texts that the model learns from."""
+    seen = set(map(in_words, learnt))
+    return {part: sum(in_words(task.text(row)) in seen for row in rows) for part, rows in parts.items()}
+
+
+def in_words(text: str) -> str:
+    """A text apart from its capitals, punctuation and spaces; one without words as it is."""
+    return " ".join(words(text.casefold())) or text.strip()
 
 
 def table(task: Task, train: Sequence[Row], test: Sequence[Row], said: list[Any], before: list[Any] | None,

@@ -16,7 +16,7 @@ from .recipe import again
 from .rows import Row, digest
 from .sections import Tune, settings_of
 from .tasks import Task, make
-from .tune import FILE, rows_in_training, splits
+from .tune import FILE, leaks, splits
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,14 @@ class Known:
 
 @dataclass(frozen=True)
 class Told:
-    """What tune.json says. `tests`: digests of the rows that the folder was scored on."""
+    """What tune.json says. `tests`: digests of the rows that the folder was scored on; `leaked`: how many of them stand in
+    the training text."""
 
     recipe: Tune
     data: Path | None
     labels: list[str]
     tests: set[str]
+    leaked: int
 
 
 def is_tuned(source: str | Path | None) -> bool:
@@ -70,13 +72,13 @@ def told(path: Path, asked: str) -> Told:
         stored, folder, labels = dict(tuned["inputs"]["recipe"]), tuned.get("data"), list(tuned["labels"])
         digests = tuned["inputs"]["rows"]
         parts = [digests] if all(isinstance(one, str) for one in digests.values()) else digests.values()  # of several tasks
-        tests = {part["test"] for part in parts}
+        tests, leaked = {part["test"] for part in parts}, int(tuned["leaks"]["test"])
     except OSError as error:
         raise SupremumError(f"{path}: holds no {FILE}, which tells the task that {asked} speaks of.",
                             f"Give a folder that `supremum tune` wrote, or leave out {asked}.") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise SupremumError(f"{place}: is damaged ({type(error).__name__}: {error}).", "Tune the model again.") from error
-    return Told(again(stored, Tune, str(place)), Path(folder) if folder else None, labels, tests)
+    return Told(again(stored, Tune, str(place)), Path(folder) if folder else None, labels, tests, leaked)
 
 
 def task_of(recipe: Tune, where: str) -> Task:
@@ -101,5 +103,6 @@ def known(path: Path, data: Path | None, *, asked: str, option: str) -> Known:
         has, own = (", ".join(map(str, labels[:8])) for labels in (task.labels, found.labels))
         raise SupremumError(f"{folder}: its training rows have the labels {has}, the model has {own}.",
                             f"Name the folder that it was tuned on with {option}.")
-    return Known(task, found.recipe, {"valid": valid, "test": test}, train, rows_in_training(task, train, test),
-                 digest(test) in found.tests)
+    as_tuned = digest(test) in found.tests
+    leaked = found.leaked if as_tuned else leaks(task, map(task.text, train), test=test)["test"]
+    return Known(task, found.recipe, {"valid": valid, "test": test}, train, leaked, as_tuned)
