@@ -158,4 +158,5 @@ def test_the_table_fits_80_columns(family, architecture, tiny_model):
     shown = console.file.getvalue()
     assert "160 tokens in 4 windows" in shown or "156 tokens in 4 windows" in shown
     assert ("KL to the reference" in shown) == (architecture is None)
+    assert ("perplexity, unmasked" in shown) == (family == "bert" and architecture is None)
     assert max(map(len, shown.splitlines())) <= 80 and "…" not in shown

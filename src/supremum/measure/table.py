@@ -36,8 +36,8 @@ def render(quality: Quality | EncoderQuality, found: Details | None = None, text
         row("relative error, mean", quality.relative_error_mean, quality.relative_error_se)
         row("relative error, greatest", quality.relative_error_max)
         return table
-    name = "perplexity" if quality.objective == "next" else "perplexity, unmasked"
-    row(name, quality.perplexity, quality.perplexity_se)
+    sees = ", unmasked" if quality.objective == "every" else ""  # each token that it says stands before its eyes
+    row(f"perplexity{sees}", quality.perplexity, quality.perplexity_se)
     row("perplexity of the reference", quality.perplexity_reference, quality.perplexity_reference_se)
     row("loss above the reference, nats", quality.excess_nll, quality.excess_nll_se)
     row("KL to the reference, nats", quality.kl_mean, quality.kl_se)
@@ -46,7 +46,7 @@ def render(quality: Quality | EncoderQuality, found: Details | None = None, text
     row("  greatest", quality.kl_max)
     row("same most likely token", quality.same_top, quality.same_top_se, 100, " %")
     if found is not None:
-        row("bits a byte", found.bits_per_byte)
+        row(f"bits a byte{sees}", found.bits_per_byte)
         row("  of the reference", found.bits_per_byte_reference)
         row("calibration error (ECE)", found.ece, None, 100, " %")
         row("  of the reference", found.ece_reference, None, 100, " %")
