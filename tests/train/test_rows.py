@@ -64,6 +64,27 @@ def test_a_target_of_several_fields_gives_several_references(tmp_path: Path) -> 
         rows(tmp_path, "a.jsonl", data, {"source": "d", "target": ["t"]}, roles)
 
 
+def test_each_answer_of_a_dialogue_is_a_row(tmp_path: Path) -> None:
+    said = [("system", "Be brief."), ("user", "What flows?"), ("assistant", "The river."), ("user", "Where?"),
+            ("assistant", "To the sea.")]
+    messages = [{"role": role, "content": content} for role, content in said]
+    (tmp_path / "a.jsonl").write_text(json.dumps({"messages": messages}) + "\n" + json.dumps({"source": "x", "target": "y"}))
+    one, two, plain = read(tmp_path, ["a.jsonl"], ("source", "target"), {})
+    assert (one["source"], one["target"], one["turns"]) == ("What flows?", "The river.", messages[:2])
+    assert (two["source"], two["target"], two["turns"]) == ("Where?", "To the sea.", messages[:4])
+    assert one["where"] == two["where"] != plain["where"] and "turns" not in plain
+
+
+@pytest.mark.parametrize(("messages", "told"), [
+    ("hello", "no list of turns"), ([{"role": "robot", "content": "x"}], "turn 1 has the role 'robot'"),
+    ([{"role": "user", "content": "x"}], "no turn of the assistant"),
+    ([{"role": "user", "content": " "}], r"the content \(column messages, turn 1\) is missing")])
+def test_broken_dialogues_are_refused_by_line(tmp_path: Path, messages: Any, told: str) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps({"messages": messages}))
+    with pytest.raises(SupremumError, match=rf"line 1: .*{told}"):
+        read(tmp_path, ["a.jsonl"], ("source", "target"), {})
+
+
 def test_questions_and_a_slice_of_them(tmp_path: Path) -> None:
     paragraph = {"context": "The tower is in Paris.", "qas": [
         {"question": "Where?", "answers": [{"text": "Paris", "answer_start": 16}]},

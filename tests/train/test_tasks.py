@@ -14,7 +14,7 @@ import torch
 from supremum.errors import SupremumError
 from supremum.train.tasks import TASKS, make
 from supremum.train.tasks.embed import contrastive, pool
-from tests.conftest import tiny_tokenizer
+from tests.conftest import CHAT_TEMPLATE, tiny_tokenizer
 
 
 def test_every_task_is_made_and_unknown_settings_are_refused() -> None:
@@ -103,6 +103,27 @@ def test_a_question_without_an_answer_is_left_unanswered_only_where_such_were_tr
     assert task.predict(Told(first), tokenizer, rows, 1) == [""] == task.truth(rows)[0]
     task.learn([rows[0] | {"answers": ["river"], "start": 4}])
     assert task.predict(Told(first), tokenizer, rows, 1) != [""]
+
+
+def test_a_dialogue_s_prompt_is_its_turns_and_the_oldest_go_first() -> None:
+    tokenizer = tiny_tokenizer()
+    turns = [{"role": role, "content": content} for role, content in (
+        ("system", "Be brief."), ("user", "the river"), ("assistant", "the stone"), ("user", "a bridge"),
+        ("assistant", "a window"), ("user", "the garden"))]
+    row = {"where": "", "source": "the garden", "target": "the winter", "turns": turns}
+
+    def prompt(length: int, template: bool = True) -> str:
+        task = make("instruct", {"length": length, "new": 8}, "r.yaml")
+        tokenizer.chat_template = CHAT_TEMPLATE if template else None
+        ids = task.encode([row], tokenizer)[0]["input_ids"]
+        return str(tokenizer.decode(ids))
+
+    whole, short = prompt(512), prompt(90)
+    assert whole.count("<|im_start|>") == 7 and whole.index("Be brief.") < whole.index("the river") < whole.index("a window")
+    assert "Be brief." in short and "the garden" in short and "a bridge" in short and "the river" not in short
+    assert "the stone" not in short  # an answer goes with its question
+    assert "user: the river\nassistant: the stone\n" in prompt(512, template=False)
+    assert make("instruct", {}, "r.yaml").text(row).splitlines() == [turn["content"] for turn in turns]
 
 
 def test_the_loss_of_a_causal_model_is_that_of_the_target_alone(tiny_model: Callable[..., Path]) -> None:

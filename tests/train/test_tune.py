@@ -17,9 +17,11 @@ from supremum.errors import StateError, SupremumError
 from supremum.train.base import load as load_base
 from supremum.train.baselines import baselines
 from supremum.train.batches import Grouped
+from supremum.train.recipe import load as load_recipe
+from supremum.train.sections import Tune
 from supremum.train.several import tune_several
 from supremum.train.tasks import make
-from supremum.train.tune import leaks, tune
+from supremum.train.tune import leaks, splits, tune
 from supremum.train.tuned import known
 from supremum.train.watch import Watch
 from supremum.train.ways import Unfreeze, Way, blocks, counts, merged, prepare
@@ -220,6 +222,17 @@ def test_leaks_are_counted_apart_from_case_punctuation_and_spaces() -> None:
     task = make("classify", {}, "r.yaml")
     rows = [{"text": "THE RIVER, 3 times!"}, {"text": "a river"}, {"text": "好河。"}, {"text": ":-)"}, {"text": ":-("}]
     assert leaks(task, ["The  River 3 times", "好 河", ":-)"], test=rows, valid=rows[1:2]) == {"test": 3, "valid": 0}
+
+
+def test_a_dialogue_s_rows_are_drawn_together(tmp_path: Path) -> None:
+    lines = [{"messages": [{"role": role, "content": f"{role} {n} {turn}"} for turn in range(3)
+                           for role in ("user", "assistant")]} for n in range(20)]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (tmp_path / "r.yaml").write_text("{task: instruct, model: demo, data: {train: a.jsonl}}")
+    task = make("instruct", {}, "r.yaml")
+    parts = splits(task, load_recipe(tmp_path / "r.yaml", Tune, []), tmp_path)
+    where = [{row["where"] for row in part} for part in parts]
+    assert [len(part) for part in parts] == [48, 6, 6] and sum(map(len, where)) == len(set.union(*where)) == 20
 
 
 def test_what_else_the_model_learns_from_can_leak(tiny_model: Any, tmp_path: Path) -> None:

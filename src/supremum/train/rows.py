@@ -3,7 +3,8 @@
     .tsv              tab-separated, no quoting; the first line is a header unless every column is given by number
     .csv              comma-separated, quoted as RFC 4180 says; the same about the header
     .jsonl            one JSON object a line; a list of fields for the target means those of them that a line has: the first
-                      is trained on, all are references
+                      is trained on, all are references. A line of `messages` ({"role", "content"}, the form of chat
+                      templates) is a row for each turn of the assistant, what stands before it being its source
     conll             a word a line, columns by tab or space, an empty line between sentences (.conll, or kind: conll)
     .json             questions in SQuAD's form
     a,b               two files of lines that belong together (translation), each may be .gz
@@ -33,6 +34,8 @@ Columns = Mapping[str, Any]  # role -> the column's name, or its number from 0
 KINDS = {".tsv": "tsv", ".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".conll": "conll", ".bio": "conll",
          ".json": "squad"}
 LONGEST = 1 << 20  # characters of one field
+ROLES = ("system", "user", "assistant")
+MESSAGES = 'Give [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}], perhaps after a system turn.'
 PART = re.compile(r"(.+?)\[(\d*):(\d*)\]")
 
 
@@ -187,6 +190,9 @@ def _objects(path: Path, text: str, roles: Mapping[str, Any], drop: bool) -> Ite
             raise SupremumError(f"{where}: not JSON ({error}).", "Give one JSON object a line.") from error
         if not isinstance(found, dict):
             raise SupremumError(f"{where}: is no JSON object.", "Give one JSON object a line.")
+        if "target" in roles and roles["source"] not in found and "messages" in found:
+            yield from _turns(where, found["messages"])
+            continue
         several = {role: [column for column in columns if column in found]
                    for role, columns in roles.items() if isinstance(columns, list)}
         here = {role: several[role][0] if several.get(role) else column for role, column in roles.items()}
@@ -199,6 +205,24 @@ def _objects(path: Path, text: str, roles: Mapping[str, Any], drop: bool) -> Ite
             row["references"] = [_row(where, {"target": found[column]}, {"target": column})["target"]
                                  for column in several["target"]]
         yield row
+
+
+def _turns(where: str, messages: Any) -> Iterator[Row]:
+    """Of a dialogue: each of the assistant's turns as the target of those before it, "turns"; "source" is their last."""
+    if not isinstance(messages, list) or not all(isinstance(one, dict) for one in messages):
+        raise SupremumError(f"{where}: messages is no list of turns.", MESSAGES)
+    turns: list[dict[str, str]] = []
+    answers = 0
+    for number, one in enumerate(messages, 1):
+        if one.get("role") not in ROLES:
+            raise SupremumError(f"{where}: turn {number} has the role {str(one.get('role'))[:40]!r}.", MESSAGES)
+        said = _row(where, {"content": one.get("content")}, {"content": f"messages, turn {number}"})["content"]
+        if one["role"] == "assistant" and turns and turns[-1]["role"] == "user":
+            yield {"where": where, "source": turns[-1]["content"], "target": said, "turns": list(turns)}
+            answers += 1
+        turns.append({"role": one["role"], "content": said})
+    if not answers:
+        raise SupremumError(f"{where}: no turn of the assistant answers one of the user.", MESSAGES)
 
 
 def _sentences(path: Path, text: str, word: int, tag: int) -> Iterator[Row]:

@@ -14,6 +14,7 @@ import random
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
@@ -205,9 +206,10 @@ def splits(task: Task, recipe: Tune, folder: Path) -> tuple[list[Row], list[Row]
             found[name] = read(folder, files, task.roles, data.columns, data.kind, drop)
     for number, name in enumerate(("valid", "test")):
         if name not in found:
-            random.Random(f"{recipe.seed} {number}").shuffle(train)
-            cut = max(1, round(data.share * len(train)))
-            found[name], train = train[:cut], train[cut:]
+            lines = [list(rows) for _, rows in groupby(train, key=lambda row: row["where"])]  # a dialogue stays together
+            random.Random(f"{recipe.seed} {number}").shuffle(lines)
+            cut = max(1, round(data.share * len(lines)))
+            found[name], train = list(chain(*lines[:cut])), list(chain(*lines[cut:]))
     if not train:
         raise SupremumError("No training rows are left after the splits.", "Give more rows.")
     task.learn(train)

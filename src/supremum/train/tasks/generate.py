@@ -1,7 +1,8 @@
 """Text from text: translation, summaries, answers to instructions.
 
 An encoder-decoder reads the source and writes the target. A causal model reads a prompt (through its chat template where
-it has one) and writes the target after it; the loss is taken on the target's tokens alone:
+it has one) and writes the target after it; the loss is taken on the target's tokens alone. The prompt of a dialogue is its
+turns, of which the oldest go where they do not fit:
 
     loss = - mean over tokens t of the target of log p(t | prompt, target before t)
 
@@ -10,7 +11,7 @@ With `smoothing` e, what is learnt is (1 - e) x the target + e x every token ali
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -49,24 +50,31 @@ class Generate(Task):
         return {}
 
     def _prompt(self, row: Row, tokenizer: Any) -> list[int]:
-        """Tokens of the prompt; what does not fit is cut off the source's end."""
+        """Tokens of the prompt; what does not fit is cut off the source's end, after a dialogue's older turns."""
         room = self.settings["length"] - self.settings["new"]
-        source = row["source"]
+        source, before = row["source"], row.get("turns", [])[:-1]
+        while before and len(self._asked(source, tokenizer, before)) > room and before[-1]["role"] != "system":
+            system = before[:1] if before[0]["role"] == "system" else []
+            later = before[len(system) + 1:]
+            before = system + (later[1:] if later and later[0]["role"] == "assistant" else later)
         for _ in range(4):
-            ids = self._asked(source, tokenizer)
+            ids = self._asked(source, tokenizer, before)
             if len(ids) <= room:
                 return ids
             own: list[int] = tokenizer(source, add_special_tokens=False)["input_ids"]
             source = tokenizer.decode(own[: max(1, len(own) - (len(ids) - room))])
         return ids[:room]
 
-    def _asked(self, source: str, tokenizer: Any) -> list[int]:
+    def _asked(self, source: str, tokenizer: Any, before: Sequence[Mapping[str, str]]) -> list[int]:
+        """Tokens of the source in its prompt. before: earlier turns of a dialogue."""
         text = self.settings["prompt"].replace("{source}", source)
+        turns = [*before, {"role": "user", "content": text}]
         if self.encoder or not tokenizer.chat_template:
+            if before:
+                text = "".join(f"{turn['role']}: {turn['content']}\n" for turn in turns) + "assistant:"
             found: list[int] = tokenizer(text)["input_ids"]
             return found
-        written = tokenizer.apply_chat_template([{"role": "user", "content": text}], tokenize=False,
-                                                add_generation_prompt=True)
+        written = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         asked: list[int] = tokenizer(written, add_special_tokens=False)["input_ids"]
         return asked
 
@@ -131,7 +139,7 @@ class Generate(Task):
         return [row.get("references", [row["target"]]) for row in rows]
 
     def text(self, row: Row) -> str:
-        return str(row["source"])
+        return "\n".join(turn["content"] for turn in row["turns"]) if "turns" in row else str(row["source"])
 
     def by_label(self, truth: Sequence[Any], predictions: Sequence[Any]) -> tuple[np.ndarray, Figures] | None:
         return None
