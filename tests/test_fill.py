@@ -9,13 +9,15 @@ import pytest
 import torch
 
 from supremum import Budget, open_checkpoint, optimize
+from supremum.checkpoint.write_archive import ArchiveTarget
 from supremum.errors import BudgetError, SupremumError
-from supremum.fill import OUTPUT_DAMPING, _solve_table
+from supremum.fill import OUTPUT_DAMPING, _solve_table, solve_level
 from supremum.gather import gather, gather_fisher
+from supremum.limits import Curve
 from supremum.pipeline import store_without_loss
 from supremum.report import read_document
 from supremum.stats.fisher import HEAD_FISHER, shrunk
-from supremum.stats.sweep import HEAD_MOMENTS
+from supremum.stats.sweep import HEAD_MOMENTS, moments
 from supremum.workspace import Workspace
 
 from .test_pipeline import kl_of_file, text  # noqa: F401  (a fixture)
@@ -71,15 +73,26 @@ def test_what_is_kept_stays(tiny_model, text, tmp_path):  # noqa: F811
     assert kept["model.embed_tokens.weight"]["bits_per_weight"] < 13  # bfloat16, coded without loss
 
 
-@pytest.mark.slow
-def test_layers_that_matter_more_get_more_bits(tiny_model, text, tmp_path):  # noqa: F811
-    """One level for all: a layer whose damage would be larger at the mean rate has more bits than the mean."""
-    result = run(tiny_model("llama", "bfloat16", hidden_size=128, intermediate_size=256), text, tmp_path / "out",
-                 Budget(bits=4), keep=["embed", "lm_head"])
-    rows = [row for row in result.document["plan"] if row["codec"] == "lattice"]
-    nats = [row["predicted_nats"] / math.prod(row["shape"]) for row in rows]
-    assert max(row["bits_per_weight"] for row in rows) - min(row["bits_per_weight"] for row in rows) > 0.3
-    assert max(nats) / min(nats) < 1.3  # yet every weight adds the same
+def test_one_water_level_for_the_whole_model(tiny_model, text, tmp_path):  # noqa: F811
+    """Every weight adds the same to the KL, by the Fisher and the coupling as they were gathered, whatever its layer; so
+    layers that matter more have more bits."""
+    checkpoint = open_checkpoint(tiny_model("llama", "bfloat16", hidden_size=128, intermediate_size=256))
+    gathered = gather(checkpoint, Workspace(tmp_path / "work", {}), text=[text], tokens=2048, seed=0, dtype="float32")
+    gather_fisher(gathered, 0)
+    names = [name for name in gathered.shapes if name not in gathered.stream.tables()]
+    level = Curve(gathered.spectra()).level_at_bits(4)
+    solved = solve_level(gathered, ArchiveTarget(), names, level, "level", drift=False)
+    nats, bits = [], []
+    for name in names:
+        block, layer = gathered.place(name)
+        sums, keys = moments(gathered.workspace, gathered.calls, block)
+        change_OI = (solved.coded[name].decode() - gathered.weight(name)).double()
+        damage = gathered.fisher(block, layer).double() @ change_OI @ sums[keys[layer]].double() @ change_OI.T
+        nats.append(gathered.coupling(block, layer) * float(damage.trace()) / 2 / change_OI.numel())
+        bits.append(8 * solved.nbytes[name] / change_OI.numel())
+    assert max(bits) - min(bits) > 1.5  # at the same bits their damages would lie apart by 4^1.5 and more
+    assert 0.2 * 2.0**level / 2 < min(nats) and max(nats) < 2.0**level / 2  # below theta / 2 as the metrics are damped
+    assert max(nats) / min(nats) < 4
 
 
 def test_budgets_that_cannot_be(tiny_model, text, tmp_path):  # noqa: F811

@@ -2,7 +2,8 @@
 
     level -> integers of every matrix (solve/water.py) -> bytes as they will be written, or true KL -> a better level
 
-The first level is that of the limit curve some way below the budget; a bit is a factor of 4. There each matrix is solved
+The level is of what a change really costs, K-FAC's price times the layer's coupling (prices.py): a layer has theta / c. The
+first level is that of the limit curve some way below the budget; a bit is a factor of 4. There each matrix is solved
 for the original's inputs, all blocks side by side; from the second on each for those that the layers before it leave, with
 the drift corrected (solve/final.py).
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
 
@@ -232,8 +233,10 @@ class _Water:
         rows = spread.row_O.split([len(weight_OI) for weight_OI in weights.values()])
 
         def one(name: str, row_O: Tensor) -> Watered:
-            outputs = Outputs.of(self.gathered.fisher_of(name), OUTPUT_DAMPING)
-            return water(weights[name], metric, outputs, self.level, Spread(row_O, spread.column_I))
+            outputs, coupling = Outputs.of(self.gathered.fisher_of(name), OUTPUT_DAMPING), self.gathered.coupling(
+                *self.gathered.place(name))
+            found = water(weights[name], metric, outputs, self.level / coupling, Spread(row_O, spread.column_I))
+            return replace(found, nats=coupling * found.nats)
 
         return dict(zip(weights, side_by_side(one, weights, rows), strict=True))
 

@@ -70,10 +70,14 @@ class Gathered:
         found, share = (self.block_fisher(block, key)[key] for key in (f"B|{layer}", f"r|{layer}"))
         return shrunk(found, float(share) / sum(call.block == block for call in self.calls))
 
+    def place(self, name: str) -> tuple[str, str]:
+        """The block of a tensor, and its layer's name inside: `inner` undone."""
+        block = next(block for block in self.stream.blocks if name.startswith(f"{block}."))
+        return block, name.removeprefix(f"{block}.").removesuffix(".weight")
+
     def fisher_of(self, name: str) -> Tensor:
         """The same by the tensor's name."""
-        block = next(block for block in self.stream.blocks if name.startswith(f"{block}."))
-        return self.fisher(block, name.removeprefix(f"{block}.").removesuffix(".weight"))
+        return self.fisher(*self.place(name))
 
     def coupling(self, block: str, layer: str) -> float:
         """What a change of one linear layer costs over K-FAC (stats/fisher.py); the mean over the block's uses."""
