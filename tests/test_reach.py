@@ -13,9 +13,17 @@ import pytest
 from supremum import reach as module
 from supremum import swaps
 from supremum.allocate import Budget, Option, Unit
+from supremum.checkpoint import open_checkpoint
+from supremum.codecs import Coded
 from supremum.errors import BudgetError
+from supremum.gather import damage, gather, gather_fisher
+from supremum.solve.candidates import load_coded
+from supremum.solve.final import solve_final
 from supremum.solve.gains import Trained
+from supremum.stats.sweep import moments
 from supremum.workspace import Workspace
+
+from .test_pipeline import text  # noqa: F401  (a fixture)
 
 UNITS = [Unit((f"b.{k}",), 1000, True, tuple(Option(f"{bits}", 125 * bits, 0.002 * (1 + k % 3) * 4.0 ** (4 - bits))
                                              for bits in range(2, 9))) for k in range(40)]
@@ -133,3 +141,26 @@ def test_what_no_plan_keeps_is_refused(tmp_path: Path, monkeypatch: pytest.Monke
     gathered: Any = gathered_in(tmp_path)
     with pytest.raises(BudgetError, match=r"was not reached in \d plans|cannot be reached"):
         module.reach(gathered, UNITS, None, None, Budget(max_kl=0.4), TARGET, [{"kl": 1.0, "nats": 1.0}])  # type: ignore
+
+
+def test_the_final_solve_descends_in_the_output_fisher_s_metric(tmp_path: Path, tiny_model: Callable[..., Path],
+                                                                text: str) -> None:  # noqa: F811
+    """Of the first layers, whose inputs are the original's, rows together leave less damage than cancellation does."""
+    gathered = gather(open_checkpoint(tiny_model("llama")), Workspace(tmp_path / "work", {}), text=[text], tokens=2048,
+                      seed=0, dtype="float32")
+    gather_fisher(gathered, 0)
+    plan = {name: "int3-g32" for name in gathered.shapes if name not in gathered.stream.tables()}
+    with_descent = module._solve(gathered, plan, None, "with")
+    files = solve_final(gathered.stream, gathered.windows, gathered.workspace, plan, gathered.weight, gathered.shapes,
+                        "without", {})
+    block = next(iter(gathered.stream.blocks))
+    sums, keys = moments(gathered.workspace, gathered.calls, block)
+
+    def left(layer: str, coded: Coded) -> float:
+        change_OI = coded.decode() - gathered.weight(gathered.inner(block, layer))
+        return damage(gathered.fisher(block, layer), change_OI, change_OI @ sums[keys[layer]])
+
+    for layer in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"):
+        name = gathered.inner(block, layer)
+        cancelled = load_coded(gathered.workspace, files[name], name, plan[name], gathered.shapes[name])
+        assert left(layer, with_descent[name]) < 0.97 * left(layer, cancelled), layer
