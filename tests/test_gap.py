@@ -11,6 +11,7 @@ from supremum.checkpoint.targets import target
 from supremum.codecs.lattice import Lattice
 from supremum.gap import FileGap, gap_of
 from supremum.gather import gather, gather_fisher
+from supremum.limits.entropy import float_bits
 from supremum.report.gap import render_gap
 from supremum.solve import Metric, nearest, solve
 from supremum.solve.water import flat
@@ -49,10 +50,8 @@ def test_it_adds_up_and_fits_a_terminal(model, text, tmp_path):  # noqa: F811
     assert gap.gap == pytest.approx(gap.bits - gap.least_bits)
     assert 4.25 <= gap.bits < 4.3 and len(gap.layers) == 14 and gap.kl > 0
     assert all(layer.gap == pytest.approx(layer.bits - layer.least_bits) for layer in gap.layers)
-    console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(render_gap(gap))
-    shown = console.export_text()
-    assert "error feedback" in shown and max(map(len, shown.splitlines())) <= 80
+    said = shown(gap)
+    assert "error feedback" in said and max(map(len, said.splitlines())) <= 80
 
 
 def test_feedback_is_told_from_nearest_rounding(model, text, tmp_path):  # noqa: F811
@@ -114,9 +113,32 @@ def test_trained_norms_are_part_of_a_file_and_of_what_the_sum_misses(model, text
     assert sum(layer.gap for layer in moved.layers) == pytest.approx(sum(layer.gap for layer in plain.layers), abs=1e-6)
 
 
-def test_the_original_itself_has_no_damage(model, text):  # noqa: F811
+def shown(gap: FileGap) -> str:
+    console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(render_gap(gap))
+    return console.export_text()
+
+
+def test_an_exact_copy_is_held_against_the_entropy_of_its_numbers(model, text, tmp_path):  # noqa: F811
     gap = measured(model, model, text)
-    assert gap.bits == 16 and gap.kl < 1e-9 and all(layer.nats == 0 for layer in gap.layers)
+    checkpoint = open_checkpoint(model)
+    weights = {name: checkpoint.read(name) for name in inner(checkpoint)}
+    entropy = sum(float_bits(weight)[0] * weight.numel() for weight in weights.values())
+    assert gap.bits == 16 and gap.kl < 1e-9 and not gap.layers
+    assert gap.least_bits == pytest.approx(entropy / sum(weight.numel() for weight in weights.values()))
+    assert gap.gap == pytest.approx(16 - gap.least_bits) and 3 < gap.gap < 6
+    said = shown(gap)
+    assert "to the bit" in said and "(measured)" in said and "By kind" not in said
+
+
+def test_of_a_tuned_file_the_model_is_compared_and_no_layer(model, text, tmp_path):  # noqa: F811
+    checkpoint, codec = open_checkpoint(model), codecs.get("int4-g64")
+    tuned = checkpoint.changed(lambda name, tensor: tensor * 1.5 if tensor.ndim == 1 else tensor)
+    file = target("compressed-tensors").write(tuned, {name: nearest(tuned.read(name).float(), codec)
+                                                      for name in inner(tuned)}, tmp_path / "tuned")
+    gap = measured(file, model, text)
+    assert not gap.layers and not gap.parts and gap.gap == pytest.approx(gap.bits - gap.least_bits)
+    assert "tuned or smoothed" in " ".join(shown(gap).split())
 
 
 def test_another_models_file_is_refused(model, tiny_model, text):  # noqa: F811

@@ -21,8 +21,8 @@ it, none is taken to have been used. Works for every file that opens: ours, a GG
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -33,6 +33,7 @@ from .codecs.lattice import GAIN
 from .errors import SupremumError
 from .gather import Gathered, damage
 from .limits import Curve, LayerSpectrum
+from .limits.entropy import float_bits
 from .limits.waterfill import SHAPING_BITS
 from .measure.streamed import final_hidden, streamed_quality
 from .progress import track
@@ -58,7 +59,7 @@ class LayerGap:
 
 @dataclass(frozen=True)
 class FileGap:
-    """A file against its original. Bits a weight of the layers covered; nats a token."""
+    """A file against its original. Bits a weight of the layers covered; nats a token. `remark`: why `layers` are empty."""
 
     model: str
     reference: str
@@ -69,6 +70,7 @@ class FileGap:
     gap: float
     parts: dict[str, float]  # of the gap, in words; they add up to it
     layers: list[LayerGap]
+    remark: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -76,15 +78,13 @@ class FileGap:
 
 def gap_of(gathered: Gathered, file: Checkpoint) -> FileGap:
     """Measure `file` against the original that was gathered (with its Fisher). Raises SupremumError for another model."""
-    original = gathered.checkpoint
+    original, remark = gathered.checkpoint, ""
     for name, info in original.tensors.items():
         if name not in file.tensors or tuple(file.tensors[name].shape) != tuple(info.shape):
             raise SupremumError(f"{file.source}: its tensor {name} is missing or has another shape than {original.source}'s.",
                                 "Give the model that the file was made from as --reference.")
         if len(info.shape) == 1 and info.kind in DTYPES and _moved(file.read(name), original.read(name)) > MOVED:
-            raise SupremumError(f"{file.source}: {name} differs from {original.source}'s: the file was tuned, or smoothed, "
-                                "so that its layers and the original's cannot be compared one by one.",
-                                "`supremum evaluate FILE --reference ORIGINAL` measures the KL.")
+            remark = f"{name} is another: the file was tuned or smoothed, and its layers cannot be compared one by one."
     reference = final_hidden(gathered.stream, gathered.held_out)
     quality = streamed_quality(gathered.stream, gathered.held_out, reference,
                                lambda name: gathered.weight(name, file) if name in gathered.shapes else
@@ -92,10 +92,16 @@ def gap_of(gathered: Gathered, file: Checkpoint) -> FileGap:
                                lambda name: file.tensors[name].kind if name in file.tensors else None)
     kl = max(quality.kl_mean or 0.0, 1e-12)
     spectra = list(gathered.spectra())
-    nats, feedback = _damage(gathered, file, spectra)
     curve = Curve(spectra)
     weights = curve.weights
     bits = {layer.name: 8 * file.tensors[layer.name].nbytes / layer.weights for layer in spectra}
+    spent, measured = sum(bits[layer.name] * layer.weights for layer in spectra) / weights, _least(curve, kl)
+    whole = FileGap(file.source, original.source, spent, kl, quality.kl_se or 0.0, measured, spent - measured, {}, [], remark)
+    if remark:
+        return whole
+    nats, feedback = _damage(gathered, file, spectra)
+    if not any(nats.values()):
+        return _exact(whole, original, bits)
     least = {layer.name: _least(Curve([layer]), nats[layer.name]) for layer in spectra}
     wanted = dict(zip((layer.name for layer in spectra), curve.layer_bits(curve.level_at_kl(kl)),
                       strict=True))
@@ -105,7 +111,7 @@ def gap_of(gathered: Gathered, file: Checkpoint) -> FileGap:
     def mean(values: Mapping[str, float]) -> float:
         return sum(values[layer.name] * layer.weights for layer in spectra) / weights
 
-    own, together, measured = mean(least), _least(curve, sum(nats.values())), _least(curve, kl)
+    own, together = mean(least), _least(curve, sum(nats.values()))
     shaping = mean({layer.name: SHAPING_BITS - (file.tensors[layer.name].kind == "lattice") * GAIN / 20 * math.log2(10)
                     for layer in spectra})
     rest = mean(bits) - own - shaping - mean(feedback)
@@ -114,8 +120,18 @@ def gap_of(gathered: Gathered, file: Checkpoint) -> FileGap:
     parts = {"a water level for all layers": own - together, "error feedback": mean(feedback), remedy: rest,
              "a perfect code instead of integers or a trellis": shaping,
              "what the layers' sum misses": together - measured}
-    return FileGap(file.source, original.source, mean(bits), kl, quality.kl_se or 0.0, measured,
-                   mean(bits) - measured, parts, layers)
+    return replace(whole, parts=parts, layers=layers)
+
+
+def _exact(whole: FileGap, original: Checkpoint, names: Iterable[str]) -> FileGap:
+    """Of a file that holds the layers `names` as they were."""
+    stored = [original.tensors[name] for name in names]
+    least = sum(math.prod(info.shape) * (float_bits(original.read(info.name))[0] if info.kind in DTYPES else
+                                         8 * info.nbytes / math.prod(info.shape)) for info in stored)
+    least /= sum(math.prod(info.shape) for info in stored)
+    gap = whole.bits - least
+    return replace(whole, least_bits=least, gap=gap, parts={"an entropy code that adapts to these numbers": gap},
+                   remark="The layers are the original's to the bit, so what bounds them is the entropy of their numbers.")
 
 
 def _moved(vector: torch.Tensor, original: torch.Tensor) -> float:
