@@ -141,7 +141,8 @@ def test_rows_that_can_be_learnt_are_learnt_and_the_folder_is_plain(way: str, ti
     assert [model.config.id2label[number] for number in said] == ["good", "good", "bad", "bad"]
     assert open_checkpoint(tmp_path / "out").tensors
     document = json.loads((tmp_path / "out" / "tune.json").read_text())
-    assert document["lines"][0]["metric"]["value"] == 1.0 and document["way"] == way
+    assert document["lines"][0]["metric"]["value"] == 1.0 and document["way"] == way and document["skipped"] == []
+    assert document["curve"][-1][0] == done.steps and document["curve"][-1][1] == done.loss
     assert document["level_with_or_behind"] == done.beaten and document == document | json.loads(to_json(done.to_dict()))
     assert not (tmp_path / "out.work").exists()
     stood = (tmp_path / "out" / "tune.json").stat().st_mtime_ns

@@ -32,6 +32,7 @@ from .sections import Common, Data, TaskSection, Tune, settings_of
 from .tasks import Task, make
 from .trainer import Trainer, check_alone, fit, open_run
 from .tune import FILE, Tuned, check_before, digests, leaks, put, splits, table
+from .watch import State
 from .ways import counts, merged, prepare, trunk
 
 
@@ -159,7 +160,7 @@ def tune_several(path: str | Path, data: str | Path = ".", out: str | Path | Non
         return {name: Tuned.from_dict(one) for name, one in found["tasks"].items()}
     run = open_run(work, inputs, fresh=fresh)
     share(models, names)
-    minutes, steps, loss, together = 0.0, 0, None, None
+    minutes, steps, state, together = 0.0, 0, State(), None
     if recipe.epochs != 0:
         with phase("tokens"):
             features = rows_of_each({name: task.encode(rows[name][0], tokenizer) for name, task in tasks.items()})
@@ -173,8 +174,8 @@ def tune_several(path: str | Path, data: str | Path = ".", out: str | Path | Non
         started = time.perf_counter()
         fitted = fit(together, features, recipe, work, collator=_collate(tasks, tokenizer), callbacks=callbacks,
                      kind=_Trainer)
-        minutes = max(fitted.state.seconds, time.perf_counter() - started) / 60
-        loss = fitted.state.curve[-1][1] if fitted.state.curve else None
+        state = fitted.state
+        minutes = max(state.seconds, time.perf_counter() - started) / 60
     trained, total = counts(together) if together is not None else (
         0, sum({id(p): p.numel() for model in models for p in model.parameters()}.values()))
     models[0] = merged(models[0])
@@ -188,7 +189,8 @@ def tune_several(path: str | Path, data: str | Path = ".", out: str | Path | Non
         done[name] = Tuned(recipe=str(path), task=task.name, metric=task.metric, model=base, way=recipe.way.name,
                            lines=lines, rows={"train": len(train), "valid": len(valid), "test": len(test)},
                            leaks=leaked[name],
-                           labels=task.labels, trained=trained, parameters=total, steps=steps, minutes=minutes, loss=loss,
+                           labels=task.labels, trained=trained, parameters=total, steps=steps, minutes=minutes,
+                           loss=state.curve[-1][1] if state.curve else None, curve=state.curve, skipped=state.skipped,
                            valid=float(held[task.metric]), path=str(out / name), data=str(folder.resolve()))
     with replacing_folder(out) as staging:
         for model, (name, one) in zip(models, done.items(), strict=True):

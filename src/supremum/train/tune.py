@@ -42,6 +42,7 @@ from .rows import Row, digest, read
 from .sections import Tune, settings_of
 from .tasks import Task, make
 from .trainer import check, check_alone, fit, open_run
+from .watch import State
 from .ways import check_way, counts, merged, prepare
 
 FILE = "tune.json"
@@ -60,6 +61,8 @@ class Line:
 
 @dataclass(frozen=True)
 class Tuned:
+    """`curve`: [step, loss, rate] of the training; `skipped`: [step, why] of the steps that the guards left out."""
+
     recipe: str
     task: str
     metric: str
@@ -77,6 +80,8 @@ class Tuned:
     valid: float
     path: str
     data: str  # the folder that the recipe's files are in, as an absolute path
+    curve: list[list[float]] = dataclasses.field(default_factory=list)
+    skipped: list[list[Any]] = dataclasses.field(default_factory=list)
 
     @property
     def beaten(self) -> list[str]:
@@ -92,7 +97,8 @@ class Tuned:
         """The same again from what tune.json holds."""
         lines = [Line(line["name"], Interval(**line["metric"]), line["scores"],
                       Interval(**line["ahead"]) if line["ahead"] else None) for line in values["lines"]]
-        return cls(**{field.name: values[field.name] for field in dataclasses.fields(cls)} | {"lines": lines})
+        return cls(**{field.name: values[field.name] for field in dataclasses.fields(cls) if field.name in values}
+                   | {"lines": lines})
 
 
 def tune(path: str | Path, data: str | Path = ".", out: str | Path | None = None, *, changes: Sequence[str] = (),
@@ -136,7 +142,7 @@ def tune(path: str | Path, data: str | Path = ".", out: str | Path | None = None
     if recipe.untuned:
         with phase("score the base as it is"):
             before = task.predict(model.eval(), tokenizer, test, recipe.score_batch)
-    minutes, steps, loss = 0.0, 0, None
+    minutes, steps, state = 0.0, 0, State()
     trained, total = 0, counts(model)[1]
     if recipe.epochs != 0:
         prompt: list[int] = []
@@ -154,8 +160,8 @@ def tune(path: str | Path, data: str | Path = ".", out: str | Path | None = None
         started = time.perf_counter()
         fitted = fit(model, features, recipe, work, collator=collate, callbacks=callbacks,
                      kind=trainer_of(task, recipe.batch, seed, joint))
-        minutes = max(fitted.state.seconds, time.perf_counter() - started) / 60
-        loss = fitted.state.curve[-1][1] if fitted.state.curve else None
+        state = fitted.state
+        minutes = max(state.seconds, time.perf_counter() - started) / 60
         model = merged(model)
         if joint:
             joint.leave(model)
@@ -166,8 +172,9 @@ def tune(path: str | Path, data: str | Path = ".", out: str | Path | None = None
         held = task.score(task.truth(valid), task.predict(model, tokenizer, valid, recipe.score_batch))
     result = Tuned(recipe=str(path), task=task.name, metric=task.metric, model=said_of(recipe.model), way=recipe.way.name,
                    lines=lines, rows={"train": len(train), "valid": len(valid), "test": len(test)}, leaks=leaked,
-                   labels=task.labels, trained=trained, parameters=total, steps=steps, minutes=minutes, loss=loss,
-                   valid=float(held[task.metric]), path=str(out), data=str(folder.resolve()))
+                   labels=task.labels, trained=trained, parameters=total, steps=steps, minutes=minutes,
+                   loss=state.curve[-1][1] if state.curve else None, valid=float(held[task.metric]), path=str(out),
+                   data=str(folder.resolve()), curve=state.curve, skipped=state.skipped)
     with replacing_folder(out) as staging:
         put(model, tokenizer, result, inputs, staging)
     if run is not None:

@@ -72,7 +72,7 @@ class Watch(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._started, self._before = time.perf_counter(), self.state.seconds
-        self._from_tokens = self.state.tokens
+        self._from_tokens, self._from_step = self.state.tokens, state.global_step
         if state.is_world_process_zero and console.is_terminal:
             self._bar = Progress(TextColumn("train"), BarColumn(20), MofNCompleteColumn(), TextColumn("{task.fields[now]}"),
                                  TextColumn("left"), TimeRemainingColumn(), console=console)
@@ -147,7 +147,8 @@ class Watch(TrainerCallback):
             self._bar.update(self._task, completed=step, now=now)
         elif spent - self._last_line > 15:
             self._last_line = spent
-            print(f"train {step}/{self.steps}  {now}", file=sys.stderr, flush=True)
+            left = spent / (step - self._from_step) * (self.steps - step) / 60
+            print(f"train {step}/{self.steps}  {now}  {left:.1f} minutes left", file=sys.stderr, flush=True)
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """The trainer has written RUN/.part/checkpoint-N, every process its part: make it whole and move it into place."""
