@@ -136,7 +136,7 @@ def water(target_OI: Tensor, metric: Metric, outputs: Outputs, level: float, spr
         shares_BB = np.zeros((0, 0), np.float32) if outputs.shares_OO is None else outputs.shares_OO[part, part].numpy()
         error = np.empty((part.stop - begin, len(column_I)), np.float32)
         bits += _search(work_OI.numpy()[part], shares_BB, lower_II, step_O[part], step_I, row_class_O[part], column_class_I,
-                        normal_bits(), BEFORE_S22, integers_OI[part], error)
+                        normal_bits(), BEFORE_S22, np.float32(RATE), integers_OI[part], error)
         error_BI = torch.from_numpy(error)
         loss += float(((error_BI @ metric.moment_II) * error_BI * weight_O1[part]).sum(dtype=torch.float64))
         if outputs.shares_OO is not None and part.stop < len(work_OI):
@@ -176,12 +176,13 @@ BEFORE_S22 = _before()
 
 
 @njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"})
-def _search(work_BI, shares_BB, lower_II, step_B, step_I, class_B, class_I, bits_KQM, before_S22, integers_BI, error_BI):
+def _search(work_BI, shares_BB, lower_II, step_B, step_I, class_B, class_I, bits_KQM, before_S22, rate, integers_BI,
+            error_BI):
     """Find the paths of a block of rows; lower_II[i, t] = U[t, i]. Fills integers and r_o; returns bits.
 
     `recent[.., s]` holds the errors e of the last WINDOW + 1 columns of the path that ends in state s, the newest last."""
     rows, columns = work_BI.shape
-    rate, bits = np.float32(RATE), 0.0
+    bits = 0.0
     wish_I, decided_I = np.empty(columns, np.float32), np.empty(columns, np.float32)
     recent = np.empty((2, STATES, WINDOW + 1), np.float32)
     cost_S, new_S = np.empty(STATES, np.float32), np.empty(STATES, np.float32)
