@@ -77,7 +77,8 @@ def by_library(found: Lattice, frequencies: rans.Frequencies) -> tuple[int, floa
     table_N = (2 * class_OI.clip(0, lattice.CLASSES - 1) + quantiser_OI).ravel()
     order_N = table_N.argsort(kind="stable")
     parts = np.split(symbol_OI.ravel()[order_N].astype(np.int32), np.flatnonzero(np.diff(table_N[order_N])) + 1)
-    models = [stream.model.Categorical(frequencies[table] / np.float64(rans.TOTAL), perfect=False) for table in np.unique(table_N)]
+    models = [stream.model.Categorical(frequencies[table] / np.float64(rans.TOTAL), perfect=False)
+              for table in np.unique(table_N)]
 
     def encode() -> Any:
         coder = stream.stack.AnsCoder()

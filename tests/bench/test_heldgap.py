@@ -32,3 +32,5 @@ def test_the_sides_differ_in_their_windows_alone(tiny_model: Any, tmp_path: Path
     assert calibration["kl"] != held_out["kl"] and calibration["layers_gap"] < held_out["layers_gap"]  # S was fitted
     assert found["gap_difference"] == pytest.approx(held_out["gap"] - calibration["gap"])
     assert "| difference |" in said.err
+    one, other = found["mixed_layers_gap"].values()
+    assert calibration["layers_gap"] < min(one, other) and max(one, other) < held_out["layers_gap"] + 0.05
