@@ -13,6 +13,7 @@ from transformers import AutoTokenizer
 from supremum.errors import SupremumError
 from supremum.text import tokenizer_report, train_tokenizer
 from supremum.text.fertility import covered
+from supremum.text.vocabulary import fit_wordpiece
 
 ENGLISH = ["the", "river", "was", "high", "that", "spring", "and", "people", "of", "village", "had", "to", "carry", "goods",
            "over", "old", "bridge", "it", "is", "not"]
@@ -57,6 +58,32 @@ def test_every_kind_loads_and_says_what_it_loses(source, tmp_path, kind, bytes_a
     assert report.languages["all"].documents == 15  # every twentieth of 300
     for suits in report.languages.values():
         assert (suits.unknown == 0 and suits.exact == suits.documents) or kind == "wordpiece"
+
+
+@pytest.mark.parametrize("kind", ["bpe", "wordpiece"])
+def test_the_same_text_makes_the_same_tokenizer(kind, tmp_path):
+    """Of made-up words, with many equally frequent pairs of letters; the library's own WordPiece differs each time."""
+    chosen = random.Random(1)
+    words = ["".join(chosen.choices("abcdefghijklmnop", k=7)) for _ in range(400)]
+    (tmp_path / "a.txt").write_text(" ".join(words))
+    for name in "xyz":
+        train_tokenizer(tmp_path / "a.txt", tmp_path / name, kind=kind, vocabulary=700)
+    one, *others = ((tmp_path / name / "tokenizer.json").read_bytes() for name in "xyz")
+    assert all(other == one for other in others)
+
+
+def test_wordpiece_is_the_library_s_where_no_two_pairs_are_equally_frequent(tmp_path):
+    from tokenizers import models, normalizers, pre_tokenizers, trainers
+
+    text = " ".join(word for place, word in enumerate(["ab", "cd", "ae", "fb", "xy", "ya"]) for _ in range(2**place))
+    found, theirs = (Tokenizer(models.WordPiece(unk_token="[UNK]")) for _ in range(2))
+    for one in (found, theirs):
+        one.normalizer, one.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    found = fit_wordpiece(found, lambda: [text], 17, ["[UNK]"])
+    theirs.train_from_iterator([text], trainers.WordPieceTrainer(vocab_size=17, special_tokens=["[UNK]"]))
+    assert set(found.get_vocab()) == set(theirs.get_vocab())
+    assert [token.content for token in found.get_added_tokens_decoder().values()] == ["[UNK]"]
+    assert [found.encode(word).tokens for word in ("ab", "ya", "fb")] == [["a", "##b"], ["ya"], ["fb"]]
 
 
 def test_frames(source, tmp_path):

@@ -5,14 +5,17 @@
     bytes "fallback"  characters, and 256 tokens <0x00> to <0xFF> for those that the vocabulary lacks (SentencePiece's way)
     bytes "none"      characters that the vocabulary lacks are unknown; WordPiece has only this
 
-Every HELD_OUT-th piece of the text is kept from training; the report is measured on it. Memory grows with the number of
-different words (clauses, in scripts without spaces), so `most` bounds the text that is read.
+The same text makes the same BPE and WordPiece in every run. Of Unigram the library adds up probabilities in another order
+each time, so that scores differ by some thousandths. Every HELD_OUT-th piece of the text is kept from training; the report
+is measured on it. Memory grows with the number of different words (clauses, in scripts without spaces), so `most` bounds the
+text that is read.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,8 +56,12 @@ def train_tokenizer(sources: Sequence[str | Path], out: str | Path, *, kind: str
     tokenizer = blank(kind, bytes_as, names.get("unk_token"), lowercase)
     held_out: list[str] = []
     reading = reading or Reading()
-    texts = _training(watched(sources, reading, "read"), most, held_out)
-    fit(tokenizer, texts, kind, bytes_as, vocabulary, tokens, names.get("unk_token"))
+
+    def texts() -> Iterator[str]:
+        held_out.clear()
+        return _training(watched(sources, reading, "read"), most, held_out)
+
+    tokenizer = fit(tokenizer, texts, kind, bytes_as, vocabulary, tokens, names.get("unk_token"))
     if bytes_as == "fallback":
         tokenizer = with_byte_tokens(tokenizer, kind)
     if kind == "wordpiece":
@@ -118,8 +125,9 @@ def blank(kind: str, bytes_as: str, unknown: str | None, lowercase: bool) -> Tok
     return tokenizer
 
 
-def fit(tokenizer: Tokenizer, texts: Iterator[str], kind: str, bytes_as: str, vocabulary: int, special: list[str],
-        unknown: str | None) -> None:
+def fit(tokenizer: Tokenizer, texts: Callable[[], Iterator[str]], kind: str, bytes_as: str, vocabulary: int,
+        special: list[str], unknown: str | None) -> Tokenizer:
+    """The blank tokenizer trained. texts: each call reads them from the beginning."""
     from tokenizers import pre_tokenizers, trainers
 
     reserved = len(BYTE_TOKENS) if bytes_as == "fallback" else 0
@@ -130,13 +138,40 @@ def fit(tokenizer: Tokenizer, texts: Iterator[str], kind: str, bytes_as: str, vo
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet()) if bytes_as == "level" else [chr(c) for c in range(33, 127)]
     settings: dict[str, Any] = {"vocab_size": vocabulary - reserved, "special_tokens": special, "show_progress": False,
                                 "initial_alphabet": alphabet}
-    if kind == "unigram":
-        trainer: Any = trainers.UnigramTrainer(**settings, unk_token=unknown)
-    elif kind == "bpe":
-        trainer = trainers.BpeTrainer(**settings, limit_alphabet=max(256, vocabulary // 2))
-    else:
-        trainer = trainers.WordPieceTrainer(**settings, limit_alphabet=max(256, vocabulary // 2))
-    tokenizer.train_from_iterator(texts, trainer)
+    most = max(256, vocabulary // 2)  # characters that are told apart
+    if kind == "wordpiece":
+        return fit_wordpiece(tokenizer, texts, vocabulary, special, alphabet, most)
+    trainer: Any = trainers.UnigramTrainer(**settings, unk_token=unknown) if kind == "unigram" else \
+        trainers.BpeTrainer(**settings, limit_alphabet=most)
+    tokenizer.train_from_iterator(texts(), trainer)
+    return tokenizer
+
+
+def fit_wordpiece(tokenizer: Tokenizer, texts: Callable[[], Iterable[str]], vocabulary: int, special: Sequence[str],
+                  alphabet: Iterable[str] = (), most: int = 1 << 30) -> Tokenizer:
+    """A blank WordPiece tokenizer trained, the same in every run. texts: each call reads them from the beginning; there are
+    two. alphabet: characters that it has whatever the text; most: characters in all, the commonest.
+
+    The library numbers characters inside words (##x) as it meets them in a hash table, another order each time, and which of
+    two equally frequent pairs is merged hangs on their numbers. So they are numbered here, as special tokens while it
+    trains."""
+    from tokenizers import Tokenizer, trainers
+
+    words = Counter[str]()
+    for text in texts():
+        words.update(word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(tokenizer.normalizer.normalize_str(text)))
+    counts = Counter(dict.fromkeys(alphabet, 1 << 60))
+    for word, often in words.items():
+        counts.update(dict.fromkeys(word, often))
+    known = sorted(counts, key=lambda c: (-counts[c], c))[:most]
+    within = {c for word in words for c in word[1:]}
+    inside = [f"##{c}" for c in known if c in within]
+    tokenizer.train_from_iterator(texts(), trainers.WordPieceTrainer(
+        vocab_size=vocabulary, special_tokens=[*special, *inside], initial_alphabet=known, limit_alphabet=len(known),
+        show_progress=False))
+    state = json.loads(tokenizer.to_str())
+    state["added_tokens"] = [token for token in state["added_tokens"] if token["content"] in special]
+    return Tokenizer.from_str(json.dumps(state))
 
 
 def with_byte_tokens(tokenizer: Tokenizer, kind: str) -> Tokenizer:

@@ -97,7 +97,7 @@ def scratch(recipe: Model, tokens: TokenizerRecipe, task: Task, rows: Sequence[R
     if hasattr(task, "encoder"):
         task.encoder = own == "AutoModelForSeq2SeqLM"
     if tokens.name in MADE:
-        tokenizer = trained(tokens, _texts(task, rows), objective_of(recipe.family), task.settings.get("length", 512))
+        tokenizer = trained(tokens, lambda: _texts(task, rows), objective_of(recipe.family), task.settings.get("length", 512))
     else:
         tokenizer = loaded(tokens)
     torch.manual_seed(seed)

@@ -7,7 +7,7 @@ of `length` runs over ends, which the model sees as tokens; separate, a chunk ho
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +19,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from ..errors import SupremumError
 from ..text import load_text
 from ..text.packed import PackedTokens, permuted
+from ..text.vocabulary import fit_wordpiece
 from .recipe import limits
 
 END = "<|end|>"
@@ -138,7 +139,7 @@ def _room(tokenizer: Any, length: int, objective: str) -> tuple[tuple[list[int],
 def make_tokenizer(recipe: TokenizerRecipe, sources: Sequence[Path], objective: str, length: int) -> Any:
     """Loaded, or trained on the text."""
     if recipe.name in MADE:
-        return trained(recipe, _pieces(sources), objective, length, SENTINELS if objective == "span" else 0)
+        return trained(recipe, lambda: _pieces(sources), objective, length, SENTINELS if objective == "span" else 0)
     return loaded(recipe)
 
 
@@ -159,14 +160,15 @@ def loaded(recipe: TokenizerRecipe) -> Any:
     return tokenizer
 
 
-def trained(recipe: TokenizerRecipe, text: Iterable[str], objective: str, length: int, marks: int = 0) -> Any:
-    """A tokenizer made of the text, with `marks` sentinels; for an encoder-decoder ("span") it ends a text with </s>."""
+def trained(recipe: TokenizerRecipe, text: Callable[[], Iterable[str]], objective: str, length: int, marks: int = 0) -> Any:
+    """A tokenizer made of the text, with `marks` sentinels; for an encoder-decoder ("span") it ends a text with </s>. text:
+    each call reads it from the beginning."""
     special = _ENCODER if objective in ("masked", "replaced") else _T5 if objective == "span" \
         else {"eos_token": END, "bos_token": END, "pad_token": END}
     names = [*dict.fromkeys(special.values()), *(f"<extra_id_{i}>" for i in range(marks))]
     unknown = special.get("unk_token")
     if recipe.name == "characters":
-        known = sorted({character for piece in text for character in piece})
+        known = sorted({character for piece in text() for character in piece})
         inner = Tokenizer(models.WordLevel({name: i for i, name in enumerate([*names, *known])}, unk_token=unknown or END))
         inner.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
         inner.decoder = decoders.Fuse()
@@ -175,13 +177,12 @@ def trained(recipe: TokenizerRecipe, text: Iterable[str], objective: str, length
         inner.normalizer = normalizers.BertNormalizer(lowercase=recipe.lowercase)
         inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         inner.decoder = decoders.WordPiece()
-        inner.train_from_iterator(text, trainers.WordPieceTrainer(
-            vocab_size=recipe.vocabulary, special_tokens=names, show_progress=False))
+        inner = fit_wordpiece(inner, text, recipe.vocabulary, names)
     else:
         inner = Tokenizer(models.BPE())
         inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         inner.decoder = decoders.ByteLevel()
-        inner.train_from_iterator(text, trainers.BpeTrainer(
+        inner.train_from_iterator(text(), trainers.BpeTrainer(
             vocab_size=recipe.vocabulary, special_tokens=names, show_progress=False,
             initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet())))
     if "cls_token" in special:
