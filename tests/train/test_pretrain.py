@@ -22,7 +22,7 @@ from supremum.train.corpus import TokenizerRecipe, chunks, make_tokenizer, packe
 from supremum.train.examples import Drawn
 from supremum.train.models import FAMILIES, Model, build, multiplied
 from supremum.train.objectives import Hide, Objective, Pad, next_loss, sentinels
-from supremum.train.pretrain import train
+from supremum.train.pretrain import train, trained_on
 
 WORDS = ["river", "stone", "teacher", "engine", "window", "garden", "letter", "market"]
 
@@ -140,6 +140,10 @@ def test_every_family_learns_and_loads(family: str, data: Path, tmp_path: Path) 
     assert train(recipe(tmp_path, family), data, out) == document  # finished: nothing is done again
     with pytest.raises(SupremumError, match="another result"):
         train(recipe(tmp_path, family, seed=1), data, out)
+    (tmp_path / "other.jsonl").write_text((data / "t.jsonl").read_text() + "\n" + json.dumps({"text": "new"}))
+    learnt = [str(data / "t.jsonl"), str(data)]
+    assert trained_on(str(out), [*learnt, str(tmp_path / "other.jsonl"), "hub/name"]) == learnt
+    assert trained_on("hub/name", learnt) == trained_on(str(data), learnt) == []
 
 
 def test_held_out_loss_is_the_stock_models(data: Path, tmp_path: Path) -> None:

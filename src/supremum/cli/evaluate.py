@@ -9,6 +9,7 @@ import typer
 
 from ..errors import SupremumError
 from ..plain import plain
+from ..progress import note
 from .common import Debug, Dtype, Json, Model, Precision, Result, Seed, page_option, refuse, text_option, verb
 
 HARNESS = "harness:"  # before a task's name in lm-evaluation-harness
@@ -127,6 +128,11 @@ def evaluate(
     theirs = [task.removeprefix(HARNESS) for task in tasks or [] if task.startswith(HARNESS)]
     own = [task for task in tasks or [] if not task.startswith(HARNESS)]
     cases = tasks_from(own, samples=samples, seed=seed, disturb=disturb)  # a bad file is found before the long work
+    from ..train.pretrain import trained_on
+
+    if known := sorted({name for one in (model, reference) for name in trained_on(one, text or [])}):
+        note(f"{', '.join(known)}: the model was trained on this text; its figures say little of other text.")
+        document["trained_on"] = known
     if text or not tasks:
         texts = evaluate_texts(model, reference, texts=text, tokens=tokens, length=length, seed=seed, dtype=precision,
                                disturb=disturb, explained=explain)

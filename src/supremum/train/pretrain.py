@@ -10,6 +10,7 @@ attention term is left out).
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import os
 import platform
@@ -262,6 +263,15 @@ def _sums(sources: Sequence[Path]) -> list[str]:
                     digest.update(block)
             sums.append(digest.hexdigest())
     return sums
+
+
+def trained_on(model: str | None, texts: Sequence[str]) -> list[str]:
+    """Those of `texts` of which `model`, if it is a folder that `train` wrote, learnt every file, by their sums."""
+    try:
+        known = set(json.loads((Path(model or "").expanduser() / FILE).read_text())["inputs"]["text"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return []
+    return [text for text in texts if Path(text).exists() and known.issuperset(_sums([Path(text)]))]
 
 
 def render(document: dict[str, Any]) -> Any:
