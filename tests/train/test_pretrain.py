@@ -14,6 +14,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from supremum.checkpoint import open_checkpoint
 from supremum.errors import SupremumError
 from supremum.text.packed import read_index
 from supremum.text.packing import pack
@@ -22,6 +23,7 @@ from supremum.train.corpus import TokenizerRecipe, chunks, make_tokenizer, packe
 from supremum.train.examples import Drawn
 from supremum.train.models import FAMILIES, Model, build, multiplied
 from supremum.train.objectives import Hide, Objective, Pad, next_loss, sentinels
+from supremum.train.pairs import _Encoder
 from supremum.train.pretrain import train, trained_on
 
 WORDS = ["river", "stone", "teacher", "engine", "window", "garden", "letter", "market"]
@@ -144,6 +146,25 @@ def test_every_family_learns_and_loads(family: str, data: Path, tmp_path: Path) 
     learnt = [str(data / "t.jsonl"), str(data)]
     assert trained_on(str(out), [*learnt, str(tmp_path / "other.jsonl"), "hub/name"]) == learnt
     assert trained_on("hub/name", learnt) == trained_on(str(data), learnt) == []
+
+
+def test_text_for_a_t5_of_train_hides_spans_as_its_recipe_did(data: Path, tmp_path: Path) -> None:
+    """Each sentinel's span put back where it was gives the text's tokens; the same text is hidden alike."""
+    train(recipe(tmp_path, "t5", steps=2), data, tmp_path / "m")
+    checkpoint = open_checkpoint(tmp_path / "m")
+    encoder = _Encoder.of(checkpoint)
+    lines = [json.loads(line)["text"] for line in (data / "t.jsonl").read_text().splitlines()][:5]
+    pairs = encoder([{"source": line} for line in [*lines, "a"]])
+    assert pairs == encoder([{"source": line} for line in lines]) and len(pairs) == 5  # "a" is one token
+    marks = sentinels(encoder.tokenizer)
+    for line, (source, target) in zip(lines, pairs, strict=True):
+        assert target[0] == encoder.start and source[-1] == target[-1] == encoder.tokenizer.eos_token_id
+        spans: dict[int, list[int]] = {}
+        for token in target[1:-1]:
+            spans.setdefault(token, []) if token in marks else spans[list(spans)[-1]].append(token)
+        back = [token for one in source[:-1] for token in (spans[one] if one in marks else [one])]
+        assert back == encoder.tokenizer(line, add_special_tokens=False)["input_ids"]
+        assert 0.1 < sum(map(len, spans.values())) / len(back) < 0.2
 
 
 def test_held_out_loss_is_the_stock_models(data: Path, tmp_path: Path) -> None:

@@ -2,7 +2,8 @@
 
     a.en,a.de          two files of lines that belong together; with [first:last], some of them
     rows.jsonl .tsv    rows of a source and a target, in the columns that the model's own recipe names
-    notes.txt          a source a line: the model writes what belongs to it, greedily
+    notes.txt          a source a line: the model writes what belongs to it, greedily; of a T5 that `supremum train` made, a
+                       text a line, of which spans are hidden as its recipe says, and to be written
 
 Without text they are the training rows of a folder that `supremum tune` wrote. A pair is encoded as the task trains on it
 (its prompt and lengths), and a source comes once, so that no held-out pair is among those for calibration.
@@ -10,11 +11,13 @@ Without text they are the training rows of a folder that `supremum tune` wrote. 
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from ..errors import SupremumError
@@ -23,6 +26,8 @@ from ..text.pairs import join
 from ..text.sources import state_of, suffix_of
 from ..text.windows import spread
 from .base import fitted, reopen
+from .objectives import Hide
+from .pretrain import span_objective
 from .rows import KINDS, PART, Row, decoded, digest, read
 from .tasks import Task, make
 from .tuned import is_tuned, known, task_of, told
@@ -66,6 +71,7 @@ class _Encoder:
     start: int  # the token that the decoder begins with
     columns: dict[str, Any]
     kind: str
+    hide: Hide | None = None  # of a model that learnt to write hidden spans
 
     @classmethod
     def of(cls, checkpoint: Any) -> _Encoder:
@@ -81,7 +87,8 @@ class _Encoder:
         if start is None:
             raise SupremumError(f"{checkpoint.source}: names no token that its decoder begins with.",
                                 "Write decoder_start_token_id into its config.json.")
-        return cls(checkpoint, task, tokenizer, int(start), columns, kind)
+        objective = span_objective(checkpoint.path)
+        return cls(checkpoint, task, tokenizer, int(start), columns, kind, Hide(objective, tokenizer) if objective else None)
 
     def rows(self, source: str) -> list[Row]:
         """Rows of what --text names; those of plain text have no target."""
@@ -94,6 +101,8 @@ class _Encoder:
         """(source, what is written of it, start and end included) of each row; of rows without a target the model writes it,
         and those of which it writes nothing are left out."""
         blank = [row for row in rows if "target" not in row]
+        if blank and self.hide:
+            return [pair for row in blank if (pair := self._hidden(row["source"], self.hide))]
         if blank:
             model, _ = reopen(self.checkpoint, self.task)
             with phase("write what belongs to the sources"):
@@ -105,6 +114,15 @@ class _Encoder:
             raise SupremumError(f"{self.checkpoint.source}: writes nothing of these sources.",
                                 "Give pairs: two files of lines, as --text a.en,a.de.")
         return [(one["input_ids"], [self.start, *one["labels"]]) for one in self.task.encode(kept, self.tokenizer)]
+
+
+    def _hidden(self, text: str, hide: Hide) -> tuple[list[int], list[int]] | None:
+        """The text with spans left out, and these; None of less than two tokens. The same of the same text."""
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"][:self.task.settings["length"]]
+        if len(ids) < 2:
+            return None
+        pair = hide({"ids": np.array(ids)}, np.random.default_rng(zlib.crc32(text.encode())))
+        return pair["input_ids"].tolist(), [self.start, *pair["labels"].tolist()]
 
 
 def _part(source: str) -> str:

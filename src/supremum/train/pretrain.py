@@ -38,7 +38,7 @@ from .corpus import Chunks, PackedChunks, TokenizerRecipe, chunks, make_tokenize
 from .leaks import held_out_leaks, in_words
 from .models import Model, build, multiplied, objective_of
 from .objectives import LOSSES, Hide, Objective, Pad, PadReplaced, wrapped
-from .recipe import Training, limits, load
+from .recipe import Training, again, limits, load
 from .result import check_out, put_document, standing
 from .trainer import Fitted, check, fit, open_run, world
 
@@ -263,6 +263,16 @@ def _sums(sources: Sequence[Path]) -> list[str]:
                     digest.update(block)
             sums.append(digest.hexdigest())
     return sums
+
+
+def span_objective(folder: Path) -> Objective | None:
+    """How the texts of an encoder-decoder that `train` made were hidden from it; None of any other model."""
+    try:
+        stored = json.loads((folder / FILE).read_text())["inputs"]["recipe"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    objective = _objective(again(stored, Recipe, str(folder / FILE)))
+    return objective if objective.name == "span" else None
 
 
 def trained_on(model: str | None, texts: Sequence[str]) -> list[str]:
