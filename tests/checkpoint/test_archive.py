@@ -16,6 +16,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from supremum import convert
 from supremum.checkpoint import open_checkpoint
 from supremum.checkpoint.archive import TABLES, Encoder
 from supremum.checkpoint.targets import target
@@ -55,6 +56,16 @@ def test_every_matrix_comes_back_to_the_bit(family, tiny_model, tmp_path):
             assert torch.equal(opened.read(name), expected.T if turned[name] else expected)
         else:
             assert torch.equal(opened.read(name), checkpoint.read(name))
+
+
+@pytest.mark.parametrize("kind", ["gguf", "compressed-tensors"])
+def test_an_archive_becomes_floats_for_other_runtimes(kind, archive, tmp_path):
+    """As near as their 8 or more bits allow, and proved there (`convert` runs the stock runtime)."""
+    before, after = open_checkpoint(archive), open_checkpoint(convert(archive, kind, tmp_path / "floats"))
+    assert after.tensors.keys() == before.tensors.keys()
+    for name, info in after.tensors.items():
+        assert info.kind in ("BF16", "F16", "F32"), name
+        torch.testing.assert_close(after.read(name).float(), before.read(name).float(), rtol=2.0**-8, atol=1e-7)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "bert"])
