@@ -147,7 +147,9 @@ def test_another_models_file_is_refused(model, tiny_model, text):  # noqa: F811
 
 
 FORMATS = [("gguf", "Q4_0"), ("gguf", "Q6_K"), ("gptq", "gptq4-g64"), ("compressed-tensors", "fp8-channel"),
-           ("compressed-tensors", "fp8-b128"), ("compressed-tensors", "mxfp4-g32"), ("compressed-tensors", "nvfp4-g16")]
+           ("compressed-tensors", "fp8-b128"), ("compressed-tensors", "mxfp4-g32"), ("compressed-tensors", "nvfp4-g16"),
+           ("compressed-tensors", "mxfp6-g32"), ("compressed-tensors", "ternary-g64"), ("compressed-tensors", "uint3-g64"),
+           ("compressed-tensors", "int8-channel-a8")]
 
 
 @pytest.fixture(scope="module")
