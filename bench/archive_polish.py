@@ -29,6 +29,7 @@ from supremum.checkpoint import open_checkpoint
 from supremum.codecs.lattice import CLASSES, Lattice
 from supremum.codecs.rans import LARGEST
 from supremum.codecs.trellis import DISTORTION, symbols
+from supremum.fill import OUTPUT_DAMPING
 from supremum.gather import damage, gather, gather_fisher
 from supremum.limits import Curve, spectrum
 from supremum.limits import metric as analysed
@@ -36,8 +37,6 @@ from supremum.solve.cancellation import DAMPING, Metric, damped
 from supremum.solve.water import BEFORE_S22, RATE, Outputs, Spread, _search, normal_bits, water
 from supremum.stats.sweep import moments, tokens
 from supremum.workspace import Workspace
-
-OUTPUT_DAMPING = 0.01
 
 
 def row_bits(lattice: Lattice, integers_I: NDArray[np.int16], row: int) -> float:

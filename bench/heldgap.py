@@ -1,6 +1,6 @@
 """Whether an archive's gap to the limit is that of the text it was calibrated on, or holds on other windows of it.
 
-    python bench/heldgap.py REFERENCE TEXT [--bits 3] [--tokens 8192] [--untrained] [--quick] [--seed 0] [--dtype auto]
+    python bench/heldgap.py REFERENCE TEXT [--bits 3] [--tokens 8192] [--untrained] [--quick] [--dtype auto] [--json]
 
 The archive is made as `supremum optimize --target archive --bits` makes it, from TOKENS calibration tokens. `supremum limit`
 takes S, B and so the limit from the calibration windows and the KL from others. Here each side has both from its own

@@ -2,10 +2,9 @@
 
     level -> integers of every matrix (solve/water.py) -> bytes as they will be written, or true KL -> a better level
 
-The level is of what a change really costs, K-FAC's price times the layer's coupling (prices.py): a layer has theta / c. The
-first level is that of the limit curve some way below the budget; a bit is a factor of 4. There each matrix is solved
-for the original's inputs, all blocks side by side; from the second on each for those that the layers before it leave, with
-the drift corrected (solve/final.py).
+The level is of K-FAC's price times the coupling (prices.py): a layer has theta / c, a table theta. The first is that of the
+limit curve, which knows no coupling, some way below the budget; a bit is a factor of 4. There each matrix is solved for the
+original's inputs, all blocks side by side; from the second on for those that the layers before leave (solve/final.py).
 """
 
 from __future__ import annotations
@@ -233,8 +232,8 @@ class _Water:
         rows = spread.row_O.split([len(weight_OI) for weight_OI in weights.values()])
 
         def one(name: str, row_O: Tensor) -> Watered:
-            outputs, coupling = Outputs.of(self.gathered.fisher_of(name), OUTPUT_DAMPING), self.gathered.coupling(
-                *self.gathered.place(name))
+            outputs = Outputs.of(self.gathered.fisher_of(name), OUTPUT_DAMPING)
+            coupling = self.gathered.coupling(*self.gathered.place(name))
             found = water(weights[name], metric, outputs, self.level / coupling, Spread(row_O, spread.column_I))
             return replace(found, nats=coupling * found.nats)
 

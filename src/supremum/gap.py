@@ -40,6 +40,7 @@ from .progress import track
 from .stats.sweep import moments
 
 MOVED = 0.05  # of a vector's length: norms that were trained after the codes (solve/gains.py) move less, smoothing more
+FLOATS = ("BF16", "F16", "F32")
 FED_BACK = 0.6  # of the error that an uncorrelated dW of the same size would make
 
 
@@ -66,7 +67,7 @@ class FileGap:
     bits: float
     kl: float
     kl_se: float
-    least_bits: float  # of any code at this KL
+    least_bits: float  # of any code at this KL; of an exact copy, of its numbers' entropy
     gap: float
     parts: dict[str, float]  # of the gap, in words; they add up to it
     layers: list[LayerGap]
@@ -84,7 +85,7 @@ def gap_of(gathered: Gathered, file: Checkpoint) -> FileGap:
             raise SupremumError(f"{file.source}: its tensor {name} is missing or has another shape than {original.source}'s.",
                                 "Give the model that the file was made from as --reference.")
         if len(info.shape) == 1 and info.kind in DTYPES and _moved(file.read(name), original.read(name)) > MOVED:
-            remark = f"{name} is another: the file was tuned or smoothed, and its layers cannot be compared one by one."
+            remark = f"{name} is another: the file was smoothed, or its norms tuned. Layers cannot be compared one by one."
     reference = final_hidden(gathered.stream, gathered.held_out)
     quality = streamed_quality(gathered.stream, gathered.held_out, reference,
                                lambda name: gathered.weight(name, file) if name in gathered.shapes else
@@ -125,10 +126,13 @@ def gap_of(gathered: Gathered, file: Checkpoint) -> FileGap:
 
 def _exact(whole: FileGap, original: Checkpoint, names: Iterable[str]) -> FileGap:
     """Of a file that holds the layers `names` as they were."""
-    stored = [original.tensors[name] for name in names]
-    least = sum(math.prod(info.shape) * (float_bits(original.read(info.name))[0] if info.kind in DTYPES else
-                                         8 * info.nbytes / math.prod(info.shape)) for info in stored)
-    least /= sum(math.prod(info.shape) for info in stored)
+    stored = {name: original.tensors[name] for name in names}
+    if any(info.kind not in FLOATS for info in stored.values()):
+        remark = "The layers are the original's to the bit, which are coded themselves: `supremum limit ORIGINAL` tells " \
+            "what an entropy code would take off."
+        return replace(whole, least_bits=whole.bits, gap=0.0, remark=remark)
+    weights = {name: math.prod(info.shape) for name, info in stored.items()}
+    least = sum(float_bits(original.read(name))[0] * weights[name] for name in stored) / sum(weights.values())
     gap = whole.bits - least
     return replace(whole, least_bits=least, gap=gap, parts={"an entropy code that adapts to these numbers": gap},
                    remark="The layers are the original's to the bit, so what bounds them is the entropy of their numbers.")

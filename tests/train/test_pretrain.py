@@ -21,10 +21,11 @@ from supremum.text.packing import pack
 from supremum.train import watch
 from supremum.train.corpus import TokenizerRecipe, chunks, make_tokenizer, packed_chunks
 from supremum.train.examples import Drawn
+from supremum.train.learnt import trained_on
 from supremum.train.models import FAMILIES, Model, build, multiplied
 from supremum.train.objectives import Hide, Objective, Pad, next_loss, sentinels
 from supremum.train.pairs import _Encoder
-from supremum.train.pretrain import train, trained_on
+from supremum.train.pretrain import train
 
 WORDS = ["river", "stone", "teacher", "engine", "window", "garden", "letter", "market"]
 
@@ -156,6 +157,10 @@ def test_text_for_a_t5_of_train_hides_spans_as_its_recipe_did(data: Path, tmp_pa
     lines = [json.loads(line)["text"] for line in (data / "t.jsonl").read_text().splitlines()][:5]
     pairs = encoder([{"source": line} for line in [*lines, "a"]])
     assert pairs == encoder([{"source": line} for line in lines]) and len(pairs) == 5  # "a" is one token
+    assert len(encoder([{"source": lines[0]}, {"source": "x", "target": "y"}])) == 2  # a given pair stays one
+    assert all(len(source) < 64 for source, _ in encoder([{"source": " ".join(lines)}]))  # as long as the recipe's chunks
+    with pytest.raises(SupremumError, match="Give pairs"):
+        encoder([{"source": "a"}])
     marks = sentinels(encoder.tokenizer)
     for line, (source, target) in zip(lines, pairs, strict=True):
         assert target[0] == encoder.start and source[-1] == target[-1] == encoder.tokenizer.eos_token_id

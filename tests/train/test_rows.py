@@ -85,6 +85,13 @@ def test_broken_dialogues_are_refused_by_line(tmp_path: Path, messages: Any, tol
         read(tmp_path, ["a.jsonl"], ("source", "target"), {})
 
 
+def test_dialogues_with_an_empty_turn_are_left_out_where_the_recipe_says_so(tmp_path: Path) -> None:
+    good, bad = ([{"role": "user", "content": said}, {"role": "assistant", "content": "y"}] for said in ("x", " "))
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"messages": one}) for one in (good, bad)))
+    columns = {"source": ["first", "second"]}  # of which no line has one
+    assert [row["source"] for row in read(tmp_path, ["a.jsonl"], ("source", "target"), columns, drop=True)] == ["x"]
+
+
 def test_questions_and_a_slice_of_them(tmp_path: Path) -> None:
     paragraph = {"context": "The tower is in Paris.", "qas": [
         {"question": "Where?", "answers": [{"text": "Paris", "answer_start": 16}]},

@@ -123,6 +123,9 @@ def test_a_dialogue_s_prompt_is_its_turns_and_the_oldest_go_first() -> None:
     assert "Be brief." in short and "the garden" in short and "a bridge" in short and "the river" not in short
     assert "the stone" not in short  # an answer goes with its question
     assert "user: the river\nassistant: the stone\n" in prompt(512, template=False)
+    tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
+    with pytest.raises(SupremumError, match=r"refuses the turns system, user.*roles must alternate"):
+        make("instruct", {}, "r.yaml").encode([row], tokenizer)
     assert make("instruct", {}, "r.yaml").text(row).splitlines() == [turn["content"] for turn in turns]
 
 

@@ -66,6 +66,8 @@ def model_class(config: PretrainedConfig, path: Path) -> type[PreTrainedModel]:
             f"{path}: `architectures` names no model class.",
             'Add it, for instance "architectures": ["LlamaForCausalLM"].',
         )
+    if names[0].endswith("ForPreTraining") and names[0] != "ElectraForPreTraining":
+        raise CheckpointError(f"{path}: a {names[0]} has two heads.", "Save it as the ...ForMaskedLM of its kind.")
     found = getattr(transformers, names[0], None)
     if not (isinstance(found, type) and issubclass(found, PreTrainedModel)):
         raise CheckpointError(

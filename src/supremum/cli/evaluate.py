@@ -128,7 +128,7 @@ def evaluate(
     theirs = [task.removeprefix(HARNESS) for task in tasks or [] if task.startswith(HARNESS)]
     own = [task for task in tasks or [] if not task.startswith(HARNESS)]
     cases = tasks_from(own, samples=samples, seed=seed, disturb=disturb)  # a bad file is found before the long work
-    from ..train.pretrain import trained_on
+    from ..train.learnt import trained_on
 
     if known := sorted({name for one in (model, reference) for name in trained_on(one, text or [])}):
         note(f"{', '.join(known)}: the model was trained on this text; its figures say little of other text.")

@@ -18,10 +18,11 @@ WIDTH, WORST = 80, 8
 
 def render_gap(gap: FileGap) -> RenderableType:
     """Bits are a weight of the blocks' layers; the largest part says what to do first."""
-    kind = "bound" if gap.layers or not gap.parts else "measured"
+    exact = not gap.layers and bool(gap.parts)
+    limit = "the entropy of these numbers" if exact else "the limit at this KL"
     head = (f"[bold]{escape(gap.model)}[/] against {escape(gap.reference)}\n"
-            f"{gap.bits:.2f} bits a weight, KL {gap.kl:.4f} ± {gap.kl_se:.4f} nats a token (measured); the limit at this KL "
-            f"is {gap.least_bits:.2f} bits ({kind}): [bold]{gap.gap:+.2f} bits[/]")
+            f"{gap.bits:.2f} bits a weight, KL {gap.kl:.4f} ± {gap.kl_se:.4f} nats a token (measured); {limit} "
+            f"is {gap.least_bits:.2f} bits ({'measured' if exact else 'bound'}): [bold]{gap.gap:+.2f} bits[/]")
     where = _table("Where the gap lies", "what would take it off", "bits", "KL")
     for part, bits in sorted(gap.parts.items(), key=lambda item: -item[1]):
         where.add_row(part, f"{bits:+.2f}", f"x {4 ** -bits:.2f}" if bits > 0.005 else "")

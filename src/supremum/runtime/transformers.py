@@ -30,7 +30,7 @@ def answers(model: Any, tokens: list[int], ends: list[int]) -> torch.Tensor:
     if found is None:
         found = torch.stack([output.start_logits, output.end_logits], -1) if "start_logits" in output else \
             output.last_hidden_state
-    if type(model).__name__.endswith("ForPreTraining"):
+    if type(model).__name__ == "ElectraForPreTraining":
         found = found[..., None]  # against the zero that is added below: a sigmoid
     if found.ndim == 3:
         found_PV = found[0, torch.tensor(ends) - 1]

@@ -50,7 +50,7 @@ BLOCK = 32  # rows whose errors are handed on together
 RATE = 2 * math.log(2) * DISTORTION
 WINDOW = 128  # columns in which survivors differ: 64 cost 0.02 bit
 REACH = 120  # eighths of an octave that a frame's vector may leave its median by
-REACHED = 1 << 14  # steps that the largest weight of a column may take: a huge S_ii asks for more than int16 holds
+MOST_STEPS = 1 << 14  # that the largest weight of a column may take: a huge S_ii asks for more than int16 holds
 ESCAPED = 44.0  # bits of a number without a symbol: the escape and the integer in full
 FAR = np.float32(1e30)
 
@@ -110,7 +110,8 @@ class Watered:
 
 
 def water(target_OI: Tensor, metric: Metric, outputs: Outputs, level: float, spread: Spread) -> Watered:
-    """Solve one matrix. level: theta, nats. Matrices of the same inputs and columns of `spread` share those of the frame.
+    """Solve one matrix. level: theta, nats. Matrices of the same inputs and columns of `spread` share those of the
+    frame, but where MOST_STEPS raised one.
 
     metric: with the columns in their own order (`act_order=False`)."""
     pivot_I = metric.factor_II.diagonal().double()
@@ -119,7 +120,7 @@ def water(target_OI: Tensor, metric: Metric, outputs: Outputs, level: float, spr
     row_O = _held(OCTAVE * (0.5 * math.log2(level / DISTORTION) + pivot_O.log2()))
     column_I = _held(OCTAVE * pivot_I.log2())
     largest_I = (target_OI.abs() / (row_O / OCTAVE).exp2().float()[:, None]).amax(0).double().clamp_min(1e-30)
-    column_I = torch.maximum(column_I, (OCTAVE * (largest_I / REACHED).log2()).ceil())
+    column_I = _held(torch.maximum(column_I, (OCTAVE * (largest_I / MOST_STEPS).log2()).ceil()))
     frame = Frame(row_O.short(), column_I.short(), _held(spread.row_O - row_O).short(),
                   _held(spread.column_I - column_I).short() + UNIT)
     rows = outputs.order_O.numpy()

@@ -102,7 +102,7 @@ def csv_rows(path: Path, reading: Reading, known: str) -> Iterator[Row]:
 
 def _csv_lines(file: Any, path: Path, reading: Reading, known: str) -> Iterator[str]:
     for _, offset, line in lines(file, path, reading):
-        text = decode(line, path, offset, reading, known)
+        text = decode(line.replace(b"\0", b""), path, offset, reading, known)
         if text is not None:
             yield text
 

@@ -59,6 +59,7 @@ def train_tokenizer(sources: Sequence[str | Path], out: str | Path, *, kind: str
 
     def texts() -> Iterator[str]:
         held_out.clear()
+        reading.read = 0
         return _training(watched(sources, reading, "read"), most, held_out)
 
     tokenizer = fit(tokenizer, texts, kind, bytes_as, vocabulary, tokens, names.get("unk_token"))
@@ -162,7 +163,8 @@ def fit_wordpiece(tokenizer: Tokenizer, texts: Callable[[], Iterable[str]], voca
         words.update(word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(tokenizer.normalizer.normalize_str(text)))
     counts = Counter(dict.fromkeys(alphabet, 1 << 60))
     for word, often in words.items():
-        counts.update(dict.fromkeys(word, often))
+        for c in word:
+            counts[c] += often
     known = sorted(counts, key=lambda c: (-counts[c], c))[:most]
     within = {c for word in words for c in word[1:]}
     inside = [f"##{c}" for c in known if c in within]
@@ -207,7 +209,7 @@ def _training(documents: Generator[tuple[str, str], None, None], most: int, held
         if read >= most:
             break
     documents.close()  # ends its phase
-    note(f"train on {read:,} characters ...")
+    note(f"{read:,} characters to train on ...")
     if not held_out:
         held_out.append(first)
 

@@ -26,8 +26,7 @@ from ..text.pairs import join
 from ..text.sources import state_of, suffix_of
 from ..text.windows import spread
 from .base import fitted, reopen
-from .objectives import Hide
-from .pretrain import span_objective
+from .learnt import Spans, spans_of
 from .rows import KINDS, PART, Row, decoded, digest, read
 from .tasks import Task, make
 from .tuned import is_tuned, known, task_of, told
@@ -50,7 +49,7 @@ def read_pairs(checkpoint: Any, text: Sequence[str], *, tokens: int, seed: int, 
     """
     encoder = _Encoder.of(checkpoint)
     rows = [row for source in text for row in encoder.rows(source)] if text else _trained_on(checkpoint, data)
-    rows = list({row["source"]: row for row in rows}.values())
+    rows = list({encoder.task.text(row): row for row in rows}.values())
     some = encoder([rows[i] for i in spread(len(rows), min(SAMPLED, len(rows)), seed).tolist()])
     length = sum(len(source) + len(target) for source, target in some) / len(some)
     wanted = max(2, round(tokens / length))
@@ -71,7 +70,7 @@ class _Encoder:
     start: int  # the token that the decoder begins with
     columns: dict[str, Any]
     kind: str
-    hide: Hide | None = None  # of a model that learnt to write hidden spans
+    spans: Spans | None = None  # of a model that learnt to write these
 
     @classmethod
     def of(cls, checkpoint: Any) -> _Encoder:
@@ -87,8 +86,7 @@ class _Encoder:
         if start is None:
             raise SupremumError(f"{checkpoint.source}: names no token that its decoder begins with.",
                                 "Write decoder_start_token_id into its config.json.")
-        objective = span_objective(checkpoint.path)
-        return cls(checkpoint, task, tokenizer, int(start), columns, kind, Hide(objective, tokenizer) if objective else None)
+        return cls(checkpoint, task, tokenizer, int(start), columns, kind, spans_of(checkpoint.path, tokenizer))
 
     def rows(self, source: str) -> list[Row]:
         """Rows of what --text names; those of plain text have no target."""
@@ -101,27 +99,27 @@ class _Encoder:
         """(source, what is written of it, start and end included) of each row; of rows without a target the model writes it,
         and those of which it writes nothing are left out."""
         blank = [row for row in rows if "target" not in row]
-        if blank and self.hide:
-            return [pair for row in blank if (pair := self._hidden(row["source"], self.hide))]
-        if blank:
+        hidden = [self._hidden(row["source"]) for row in blank] if self.spans else []
+        if blank and not self.spans:
             model, _ = reopen(self.checkpoint, self.task)
             with phase("write what belongs to the sources"):
                 said = self.task.predict(model, self.tokenizer, blank, BATCH)
             for row, target in zip(blank, said, strict=True):
                 row["target"] = target
-        kept = [row for row in rows if row["target"]]
-        if not kept:
+        pairs = [pair for pair in hidden if pair]
+        kept = [row for row in rows if row.get("target")]
+        if not kept and not pairs:
             raise SupremumError(f"{self.checkpoint.source}: writes nothing of these sources.",
                                 "Give pairs: two files of lines, as --text a.en,a.de.")
-        return [(one["input_ids"], [self.start, *one["labels"]]) for one in self.task.encode(kept, self.tokenizer)]
+        return pairs + [(one["input_ids"], [self.start, *one["labels"]]) for one in self.task.encode(kept, self.tokenizer)]
 
-
-    def _hidden(self, text: str, hide: Hide) -> tuple[list[int], list[int]] | None:
+    def _hidden(self, text: str) -> tuple[list[int], list[int]] | None:
         """The text with spans left out, and these; None of less than two tokens. The same of the same text."""
-        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"][:self.task.settings["length"]]
+        assert self.spans is not None
+        ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"][:self.spans.length - 1]
         if len(ids) < 2:
             return None
-        pair = hide({"ids": np.array(ids)}, np.random.default_rng(zlib.crc32(text.encode())))
+        pair = self.spans.hide({"ids": np.array(ids)}, np.random.default_rng(zlib.crc32(text.encode())))
         return pair["input_ids"].tolist(), [self.start, *pair["labels"].tolist()]
 
 

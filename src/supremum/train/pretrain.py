@@ -10,7 +10,6 @@ attention term is left out).
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 import platform
@@ -38,7 +37,7 @@ from .corpus import Chunks, PackedChunks, TokenizerRecipe, chunks, make_tokenize
 from .leaks import held_out_leaks, in_words
 from .models import Model, build, multiplied, objective_of
 from .objectives import LOSSES, Hide, Objective, Pad, PadReplaced, wrapped
-from .recipe import Training, again, limits, load
+from .recipe import Training, limits, load
 from .result import check_out, put_document, standing
 from .trainer import Fitted, check, fit, open_run, world
 
@@ -66,12 +65,12 @@ def train(recipe_file: str | Path, data: str | Path = ".", out: str | Path | Non
           fresh: bool = False) -> dict[str, Any]:
     """Train the model of a recipe, or go on with it; returns what train.json holds. Raises SupremumError."""
     recipe = load(recipe_file, Recipe, changes)
-    objective = _objective(recipe)
+    objective = objective_in(recipe)
     folder = Path(out) if out else Path(Path(recipe_file).stem)
     check_out(folder, FILE)
     check(recipe, world()[1])
     sources = _packed(recipe, objective, Path(data)) if recipe.packed else _sources(recipe.text, Path(data))
-    sums = [fingerprint(read_index(sources[0]))] if recipe.packed else _sums(sources)
+    sums = [fingerprint(read_index(sources[0]))] if recipe.packed else sums_of(sources)
     inputs = {"supremum": __version__, "torch": torch.__version__, "recipe": plain(recipe), "text": sums}
     if done := standing(folder, FILE, inputs, fresh=fresh):
         return done
@@ -87,7 +86,7 @@ def train(recipe_file: str | Path, data: str | Path = ".", out: str | Path | Non
             state.close()
 
 
-def _objective(recipe: Recipe) -> Objective:
+def objective_in(recipe: Recipe) -> Objective:
     wanted = objective_of(recipe.model.family)
     objective = recipe.objective or Objective(name=wanted)  # type: ignore[arg-type]
     if objective.name != wanted:
@@ -252,7 +251,7 @@ def _packed(recipe: Recipe, objective: Objective, data: Path) -> list[Path]:
     return [data / str(recipe.packed)]
 
 
-def _sums(sources: Sequence[Path]) -> list[str]:
+def sums_of(sources: Sequence[Path]) -> list[str]:
     """sha256 of every file of the text: a run goes on with the text that it began with."""
     sums = []
     for source in sources:
@@ -263,25 +262,6 @@ def _sums(sources: Sequence[Path]) -> list[str]:
                     digest.update(block)
             sums.append(digest.hexdigest())
     return sums
-
-
-def span_objective(folder: Path) -> Objective | None:
-    """How the texts of an encoder-decoder that `train` made were hidden from it; None of any other model."""
-    try:
-        stored = json.loads((folder / FILE).read_text())["inputs"]["recipe"]
-    except (OSError, ValueError, LookupError, TypeError):
-        return None
-    objective = _objective(again(stored, Recipe, str(folder / FILE)))
-    return objective if objective.name == "span" else None
-
-
-def trained_on(model: str | None, texts: Sequence[str]) -> list[str]:
-    """Those of `texts` of which `model`, if it is a folder that `train` wrote, learnt every file, by their sums."""
-    try:
-        known = set(json.loads((Path(model or "").expanduser() / FILE).read_text())["inputs"]["text"])
-    except (OSError, ValueError, LookupError, TypeError):
-        return []
-    return [text for text in texts if Path(text).exists() and known.issuperset(_sums([Path(text)]))]
 
 
 def render(document: dict[str, Any]) -> Any:

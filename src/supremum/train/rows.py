@@ -190,8 +190,9 @@ def _objects(path: Path, text: str, roles: Mapping[str, Any], drop: bool) -> Ite
             raise SupremumError(f"{where}: not JSON ({error}).", "Give one JSON object a line.") from error
         if not isinstance(found, dict):
             raise SupremumError(f"{where}: is no JSON object.", "Give one JSON object a line.")
-        if "target" in roles and roles["source"] not in found and "messages" in found:
-            yield from _turns(where, found["messages"])
+        own = roles.get("source", ())
+        if "messages" in found and "target" in roles and found.keys().isdisjoint(own if isinstance(own, list) else [own]):
+            yield from _turns(where, found["messages"], drop)
             continue
         several = {role: [column for column in columns if column in found]
                    for role, columns in roles.items() if isinstance(columns, list)}
@@ -207,8 +208,9 @@ def _objects(path: Path, text: str, roles: Mapping[str, Any], drop: bool) -> Ite
         yield row
 
 
-def _turns(where: str, messages: Any) -> Iterator[Row]:
-    """Of a dialogue: each of the assistant's turns as the target of those before it, "turns"; "source" is their last."""
+def _turns(where: str, messages: Any, drop: bool) -> Iterator[Row]:
+    """Of a dialogue: each of the assistant's turns that answers the user's as the target of those before it, "turns";
+    "source" is their last."""
     if not isinstance(messages, list) or not all(isinstance(one, dict) for one in messages):
         raise SupremumError(f"{where}: messages is no list of turns.", MESSAGES)
     turns: list[dict[str, str]] = []
@@ -216,7 +218,11 @@ def _turns(where: str, messages: Any) -> Iterator[Row]:
     for number, one in enumerate(messages, 1):
         if one.get("role") not in ROLES:
             raise SupremumError(f"{where}: turn {number} has the role {str(one.get('role'))[:40]!r}.", MESSAGES)
-        said = _row(where, {"content": one.get("content")}, {"content": f"messages, turn {number}"})["content"]
+        found = _row(where, {"content": one.get("content")}, {"content": f"messages, turn {number}"}, drop)
+        if not found:
+            yield {}
+            return
+        said = found["content"]
         if one["role"] == "assistant" and turns and turns[-1]["role"] == "user":
             yield {"where": where, "source": turns[-1]["content"], "target": said, "turns": list(turns)}
             answers += 1

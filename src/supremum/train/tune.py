@@ -236,11 +236,11 @@ def said_of(model: str | Model) -> str:
 
 def leaks(task: Task, learnt: Iterable[str], **parts: Sequence[Row]) -> dict[str, int]:
     """How many rows of each part stand, word for word, among the texts that the model learns from."""
-    seen = set(map(in_words, learnt))
-    return {part: sum(in_words(task.text(row)) in seen for row in rows) for part, rows in parts.items()}
+    seen = set(map(bare_words, learnt))
+    return {part: sum(bare_words(task.text(row)) in seen for row in rows) for part, rows in parts.items()}
 
 
-def in_words(text: str) -> str:
+def bare_words(text: str) -> str:
     """A text apart from its capitals, punctuation and spaces; one without words as it is."""
     return " ".join(words(text.casefold())) or text.strip()
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jinja2 import TemplateError
 
 from ...errors import SupremumError
 from ..rows import Row
@@ -74,7 +75,11 @@ class Generate(Task):
                 text = "".join(f"{turn['role']}: {turn['content']}\n" for turn in turns) + "assistant:"
             found: list[int] = tokenizer(text)["input_ids"]
             return found
-        written = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        try:
+            written = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        except TemplateError as error:
+            raise SupremumError(f"The chat template refuses the turns {', '.join(turn['role'] for turn in turns)} ({error}).",
+                                "Leave out the system turn, let user and assistant alternate, or change it.") from error
         asked: list[int] = tokenizer(written, add_special_tokens=False)["input_ids"]
         return asked
 
