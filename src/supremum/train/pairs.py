@@ -133,6 +133,6 @@ def _trained_on(checkpoint: Any, data: Path | None) -> list[Row]:
     if not is_tuned(checkpoint.path):
         raise SupremumError(f"{checkpoint.source}: reads one text and writes another, and which, is not known.",
                             "Give pairs with --text: two files of lines (a.en,a.de) or rows of a source and a target "
-                            "(.jsonl); of plain text the model writes what belongs to it.")
+                            "(.jsonl); of plain text the model writes the rest, or is asked for hidden spans.")
     option = "--floor-data, or give pairs with --text"
     return known(Path(checkpoint.path), data, asked="an encoder-decoder", option=option).train
