@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import shutil
-from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from supremum import SupremumError, codecs, open_checkpoint
+from supremum import codecs, open_checkpoint
 from supremum.codecs.activations import round_inputs, rounder
 from supremum.gap import gap_of
+from supremum.gather import gather, gather_fisher
 from supremum.solve.cancellation import nearest
 from supremum.solve.smoothing import Pair, choose, factors_of, find_pairs, output_error, smoothed
 from supremum.stats.calls import Call
@@ -57,8 +57,12 @@ def test_the_function_stays(tiny_model, tmp_path, family, producers):
 
 def test_a_smoothed_file_is_not_compared_layer_by_layer(tiny_model, tmp_path):
     original, view, _, _ = fold(tiny_model("llama", num_hidden_layers=1), tmp_path / "work")
-    with pytest.raises(SupremumError, match="smoothed"):
-        gap_of(SimpleNamespace(checkpoint=original), view)  # type: ignore[arg-type]
+    (tmp_path / "a.txt").write_text("\n\n".join(f"The river moves {n * n} stones past bridge {n}." for n in range(2000)))
+    gathered = gather(original, Workspace(tmp_path / "gap", {}), text=[str(tmp_path / "a.txt")], tokens=1024, seed=0,
+                      dtype="float32")
+    gather_fisher(gathered, 0)
+    found = gap_of(gathered, view)
+    assert "smoothed" in found.remark and not found.layers and found.gap == pytest.approx(found.bits - found.least_bits)
 
 
 def test_factors_by_hand():
