@@ -16,6 +16,8 @@ and a layer's own gap is
 
 An error that was fed back is small where S is large: tr(dW S dW^T) is then below tr(dW dW^T) tr(S) / I. Above FED_BACK of
 it, none is taken to have been used. Works for every file that opens: ours, a GGUF, compressed-tensors.
+Of a file that was smoothed, or whose norms were tuned, the first line alone; an exact copy is held against the entropy of the
+stored numbers (limits/entropy.py).
 """
 
 from __future__ import annotations
@@ -33,14 +35,13 @@ from .codecs.lattice import GAIN
 from .errors import SupremumError
 from .gather import Gathered, damage
 from .limits import Curve, LayerSpectrum
-from .limits.entropy import float_bits
+from .limits.entropy import FLOATS, float_bits
 from .limits.waterfill import SHAPING_BITS
 from .measure.streamed import final_hidden, streamed_quality
 from .progress import track
 from .stats.sweep import moments
 
 MOVED = 0.05  # of a vector's length: norms that were trained after the codes (solve/gains.py) move less, smoothing more
-FLOATS = ("BF16", "F16", "F32")
 FED_BACK = 0.6  # of the error that an uncorrelated dW of the same size would make
 
 

@@ -26,6 +26,7 @@ CHUNK = 2**22  # weights looked at together
 FIELDS = {  # exponent bits, mantissa bits
     torch.float32: (8, 23), torch.bfloat16: (8, 7), torch.float16: (5, 10),
 }  # fmt: skip
+FLOATS = ("BF16", "F16", "F32")  # kinds of tensors that `float_bits` takes
 INTEGER = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
 
 
@@ -141,7 +142,7 @@ def _of_floats(checkpoint: Any) -> Iterator[TensorEntropy]:
     for name, info in checkpoint.tensors.items():
         weights = math.prod(info.shape)
         stored = 8 * info.nbytes / weights
-        if info.kind in ("BF16", "F16", "F32"):
+        if info.kind in FLOATS:
             bits, context = float_bits(checkpoint.read(name))
         else:
             bits, context = stored, ""

@@ -177,7 +177,7 @@ def _document(recipe: Recipe, objective: Objective, inputs: dict[str, Any], fitt
         "seed": recipe.seed, "steps": fitted.steps, "examples": examples, **numbers,
         "tokens": state.tokens, "seconds": state.seconds, "joules": state.joules or None, "tokens_per_second": rate,
         "mfu": rate * 6 * numbers["multiplied"] / peak if peak else None,
-        "loss": state.curve[-1][1] if state.curve else None, "held_out": losses, "leaks": leaks,
+        "loss": state.loss, "held_out": losses, "leaks": leaks,
         "skipped": state.skipped,
         "curve": [dict(zip(("step", "loss", "rate"), point, strict=True)) for point in state.curve],
     })

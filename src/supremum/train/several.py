@@ -189,7 +189,7 @@ def tune_several(path: str | Path, data: str | Path = ".", out: str | Path | Non
         done[name] = Tuned(recipe=str(path), task=task.name, metric=task.metric, model=base, way=recipe.way.name,
                            lines=lines, rows={"train": len(train), "valid": len(valid), "test": len(test)},
                            leaks=leaked[name], labels=task.labels, trained=trained, parameters=total, steps=steps,
-                           minutes=minutes, loss=state.curve[-1][1] if state.curve else None, curve=state.curve,
+                           minutes=minutes, loss=state.loss, curve=state.curve,
                            skipped=state.skipped,
                            valid=float(held[task.metric]), path=str(out / name), data=str(folder.resolve()))
     with replacing_folder(out) as staging:

@@ -173,7 +173,7 @@ def tune(path: str | Path, data: str | Path = ".", out: str | Path | None = None
     result = Tuned(recipe=str(path), task=task.name, metric=task.metric, model=said_of(recipe.model), way=recipe.way.name,
                    lines=lines, rows={"train": len(train), "valid": len(valid), "test": len(test)}, leaks=leaked,
                    labels=task.labels, trained=trained, parameters=total, steps=steps, minutes=minutes,
-                   loss=state.curve[-1][1] if state.curve else None, valid=float(held[task.metric]), path=str(out),
+                   loss=state.loss, valid=float(held[task.metric]), path=str(out),
                    data=str(folder.resolve()), curve=state.curve, skipped=state.skipped)
     with replacing_folder(out) as staging:
         put(model, tokenizer, result, inputs, staging)

@@ -53,6 +53,11 @@ class State:
     seconds: float = 0.0
     joules: float = 0.0
 
+    @property
+    def loss(self) -> float | None:
+        """The curve's last."""
+        return self.curve[-1][1] if self.curve else None
+
 
 class Watch(TrainerCallback):
     """Fed by the trainer with every batch's loss and tokens; acts at the step's end."""
