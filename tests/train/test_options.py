@@ -157,18 +157,20 @@ def bytes_of(base: Path) -> dict[str, str]:
     return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files if path.is_file()}
 
 
+@pytest.mark.parametrize("way", ["lora", "qlora"])
 @pytest.mark.parametrize(("kind", "family"), [("compressed-tensors", "bert"), ("compressed-tensors", "llama"),
                                               ("gguf", "llama")])
-def test_an_adapter_on_a_quantised_base_is_all_that_is_trained(kind: str, family: str, tiny_model: Callable[..., Path],
-                                                               tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_adapter_on_a_quantised_base_is_all_that_is_trained(way: str, kind: str, family: str,
+                                                               tiny_model: Callable[..., Path], tmp_path: Path,
+                                                               monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the base as it is decoded every adapted layer moves by a matrix of rank 2 at most, and nothing else moves."""
     base = quantised(kind, family, tiny_model, tmp_path)
     stood, opened = bytes_of(base), open_checkpoint(base)
     decoded = {name: opened.read(name).float() for name in opened.tensors}
     original = open_checkpoint(tiny_model(family))
     assert any(not torch.equal(value, original.read(name).float()) for name, value in decoded.items())
-    path = tuning(tmp_path, base, "lora", epochs=2, checkpoint_every=4, lstm=False)
-    changes = ["way={name: lora, rank: 2}"]
+    path = tuning(tmp_path, base, way, epochs=2, checkpoint_every=4, lstm=False)
+    changes = [f"way={{name: {way}, rank: 2}}"]
     done = tune(path, tmp_path, tmp_path / "whole", changes=changes)
     assert bytes_of(base) == stood and 0 < done.trained < done.parameters / 5
     tuned = load_file(tmp_path / "whole" / "model.safetensors")

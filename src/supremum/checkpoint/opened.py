@@ -154,11 +154,15 @@ class Checkpoint:
         """The whole model in memory, tied, in eval mode."""
         model = self.skeleton()
         self.materialise(model, "", dtype)
-        if getattr(model, "generation_config", None) is not None and (self.path / "generation_config.json").is_file():
-            try:
-                model.generation_config = GenerationConfig.from_pretrained(self.path)
-            except Exception as error:
-                raise CheckpointError(
-                    f"{self.path / 'generation_config.json'}: cannot be read ({error}).", "Repair or delete it."
-                ) from error
+        self.configure_generation(model)
         return model
+
+    def configure_generation(self, model: PreTrainedModel) -> None:
+        """Give a model that writes the stored generation_config.json; Transformers' defaults stay where there is none."""
+        path = self.path / "generation_config.json"
+        if getattr(model, "generation_config", None) is None or not path.is_file():
+            return
+        try:
+            model.generation_config = GenerationConfig.from_pretrained(self.path)
+        except Exception as error:
+            raise CheckpointError(f"{path}: cannot be read ({error}).", "Repair or delete it.") from error

@@ -1,56 +1,73 @@
 """The model that a task starts from: any checkpoint's trunk under the task's head.
 
-Every format that opens is a base, quantised ones too: their weights are decoded to float32 and stay as they are under an
-adapter. A head that the checkpoint does not have is drawn from the seed.
+Every format that opens is a base, quantised ones too: their weights are decoded to float32, or stay in their file while an
+adapter is trained (way: qlora). A head that the checkpoint does not have is drawn from the seed.
 
 `scratch` starts from nothing: a family at the recipe's sizes, its tokenizer made of the training rows.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 import transformers
+from accelerate import init_empty_weights
 
 from ..checkpoint import Checkpoint, open_checkpoint
 from ..errors import SupremumError
 from .corpus import MADE, TokenizerRecipe, loaded, trained
 from .models import FAMILIES, Model, build, objective_of
+from .quantised import draw_missing, keep_quantised
 from .rows import Row
 from .tasks import Task
 
 
-def load(source: str, task: Task, seed: int) -> tuple[Any, Any, str]:
-    """(model for the task, tokenizer, fingerprint of the checkpoint)."""
+def load(source: str, task: Task, seed: int, *, quantised: bool = False) -> tuple[Any, Any, str]:
+    """(model for the task, tokenizer, fingerprint of the checkpoint). quantised: layers stay as their file has them
+    (quantised.py)."""
     checkpoint = open_checkpoint(source)
     tokenizer, config = fitted(checkpoint, task, source), checkpoint.config
     auto = "AutoModelForSeq2SeqLM" if getattr(task, "encoder", False) else task.auto
     for key, value in task.config().items():
         setattr(config, key, value)
     config.pad_token_id = tokenizer.pad_token_id
-    source_model = checkpoint.model(torch.float32)
+    stored = checkpoint.skeleton()
     torch.manual_seed(seed)
     try:
-        model = getattr(transformers, auto).from_config(config, dtype=torch.float32)
+        with init_empty_weights(include_buffers=False) if quantised else contextlib.nullcontext():
+            model = getattr(transformers, auto).from_config(config, dtype=torch.float32)
     except ValueError as error:
         raise SupremumError(f"{source}: Transformers has no {auto} for a {config.model_type} model.",
                             "Choose another base model for this task.") from error
-    given = source_model if type(source_model) is type(model) else source_model.base_model
-    taken = model if type(source_model) is type(model) else model.base_model
-    wanted = taken.state_dict()
-    fitting = {name: value for name, value in given.state_dict().items()
-               if name in wanted and wanted[name].shape == value.shape}
-    missing = [name for name in taken.load_state_dict(fitting, strict=False).missing_keys if "pooler" not in name]
-    if taken is not model and missing:
+    whole = type(stored) is type(model)
+    given, taken = (stored, model) if whole else (stored.base_model, model.base_model)
+    inside, outside = (_prefix(side, part) for side, part in ((model, taken), (stored, given)))
+    shapes = {name: value.shape for name, value in given.state_dict().items()}
+    fitting = {name: outside + name for name, value in taken.state_dict().items() if shapes.get(name) == value.shape}
+    missing = [name for name in taken.state_dict() if name not in fitting and "pooler" not in name]
+    if not whole and missing:
         raise SupremumError(f"{source}: has no weights for {missing[0]}, which {type(model).__name__} needs.",
                             "Choose another base model for this task.")
+    if quantised:
+        if not keep_quantised(model, checkpoint, {inside + name: there for name, there in fitting.items()}):
+            raise SupremumError(f"{source}: way: qlora keeps quantised layers as their file has them; this model has none.",
+                                "Quantise it first (supremum optimize MODEL --bits 4), or use way: lora.")
+        draw_missing(model)
     model.tie_weights()
-    if getattr(source_model, "generation_config", None) is not None and type(source_model) is type(model):
-        model.generation_config = source_model.generation_config
+    for name, value in taken.state_dict().items():
+        if name in fitting:
+            value.copy_(checkpoint.read(fitting[name]))
+    if whole:
+        checkpoint.configure_generation(model)
     return model, tokenizer, checkpoint.fingerprint
+
+
+def _prefix(model: Any, part: Any) -> str:
+    return "" if part is model else f"{model.base_model_prefix}."
 
 
 def reopen(checkpoint: Checkpoint, task: Task) -> tuple[Any, Any]:

@@ -13,7 +13,6 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ from .result import check_out, put_document, standing
 from .sections import Common, Data, TaskSection, Tune, settings_of
 from .tasks import Task, make
 from .trainer import Trainer, check_alone, fit, open_run
-from .tune import FILE, Tuned, check_before, digests, leaks, put, splits, table
+from .tune import FILE, Tuned, bare_words, check_before, digests, leaks, put, splits, table
 from .watch import State
 from .ways import counts, merged, prepare, trunk
 
@@ -138,7 +137,7 @@ def tune_several(path: str | Path, data: str | Path = ".", out: str | Path | Non
                             "Give two tasks or more, named with letters, digits, - and _.")
     if recipe.way.name in ("adalora", "prompt"):
         raise SupremumError(f"{path}: way: {recipe.way.name} is for one task alone.",
-                            "Use full, frozen, gradual, lora or ia3.")
+                            "Use full, frozen, gradual, lora, qlora or ia3.")
     if not isinstance(recipe.model, str):
         raise SupremumError(f"{path}: model: several tasks need a base, not a model from scratch.", "Name a model.")
     base = recipe.model
@@ -148,10 +147,9 @@ def tune_several(path: str | Path, data: str | Path = ".", out: str | Path | Non
         check_before(recipe.alone(name), task, f"{path}: tasks.{name}")
     with phase("read rows"):
         rows = {name: splits(task, recipe.alone(name), folder) for name, task in tasks.items()}
-    texts = {name: [task.text(row) for row in rows[name][0]] for name, task in tasks.items()}
-    leaked = {name: leaks(task, chain(*texts.values()), valid=rows[name][1], test=rows[name][2])
-              for name, task in tasks.items()}  # the trunk sees the rows of all
-    loaded = {name: load_base(base, task, recipe.seed) for name, task in tasks.items()}
+    learnt = {bare_words(task.text(row)) for name, task in tasks.items() for row in rows[name][0]}  # the trunk sees all
+    leaked = {name: leaks(task, learnt, valid=rows[name][1], test=rows[name][2]) for name, task in tasks.items()}
+    loaded = {name: load_base(base, task, recipe.seed, quantised=recipe.way.name == "qlora") for name, task in tasks.items()}
     models, tokenizer = [model for model, *_ in loaded.values()], loaded[names[0]][1]
     inputs = {"supremum": __version__, "recipe": plain(recipe), "model": loaded[names[0]][2],
               "rows": {name: digests(train=train, valid=valid, test=test) for name, (train, valid, test) in rows.items()}}

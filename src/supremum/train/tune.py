@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import random
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from itertools import chain, groupby
 from pathlib import Path
@@ -36,6 +36,7 @@ from .batches import trainer_of
 from .joint import Joint, both, paired
 from .models import Model
 from .prompt import add_prompt
+from .quantised import write_missing
 from .recipe import load as load_recipe
 from .result import check_out, put_document, standing
 from .rows import Row, digest, read
@@ -122,7 +123,7 @@ def tune(path: str | Path, data: str | Path = ".", out: str | Path | None = None
                           recipe.data.kind if recipe.source.kind == "as data" else recipe.source.kind,
                           recipe.data.missing == "drop")
             task.check(others)
-    leaked = leaks(task, map(task.text, [*train, *others]), valid=valid, test=test)
+    leaked = leaks(task, set(map(bare_words, map(task.text, [*train, *others]))), valid=valid, test=test)
     for name, count in leaked.items():
         if count:
             note(f"{count} of {len(valid if name == 'valid' else test)} {name} rows also stand in the training text.")
@@ -132,7 +133,7 @@ def tune(path: str | Path, data: str | Path = ".", out: str | Path | None = None
         with phase("tokenizer"):
             model, tokenizer, fingerprint = scratch(recipe.model, recipe.tokenizer, task, train, seed)
     else:
-        model, tokenizer, fingerprint = load_base(recipe.model, task, seed)
+        model, tokenizer, fingerprint = load_base(recipe.model, task, seed, quantised=recipe.way.name == "qlora")
     inputs = {"supremum": __version__, "recipe": plain(recipe), "model": fingerprint,
               "rows": digests(train=train, valid=valid, test=test, source=others)}
     if done := standing(out, FILE, inputs, fresh=fresh):
@@ -234,10 +235,9 @@ def said_of(model: str | Model) -> str:
     return model if isinstance(model, str) else f"{model.family} from scratch"
 
 
-def leaks(task: Task, learnt: Iterable[str], **parts: Sequence[Row]) -> dict[str, int]:
-    """How many rows of each part stand, word for word, among the texts that the model learns from."""
-    seen = set(map(bare_words, learnt))
-    return {part: sum(bare_words(task.text(row)) in seen for row in rows) for part, rows in parts.items()}
+def leaks(task: Task, learnt: Set[str], **parts: Sequence[Row]) -> dict[str, int]:
+    """How many rows of each part stand, word for word, among the texts that the model learns from, given as bare words."""
+    return {part: sum(bare_words(task.text(row)) in learnt for row in rows) for part, rows in parts.items()}
 
 
 def bare_words(text: str) -> str:
@@ -278,6 +278,7 @@ def put(model: Any, tokenizer: Any, result: Tuned, inputs: Mapping[str, Any], fo
     transformers.utils.logging.disable_progress_bar()  # a moment's work
     model._keys_to_ignore_on_save = None  # computed tables of places, too: a folder is whole without its class's code
     model.save_pretrained(folder)
+    write_missing(model, folder)
     tokenizer.save_pretrained(folder)
     versions = {name: version_of(name) for name in ("torch", "transformers", "peft", "scikit-learn")}
     document = {**result.to_dict(), "inputs": inputs, "versions": versions, "threads": torch.get_num_threads()}

@@ -1,6 +1,7 @@
 """What of a model is trained: all of it, its head, its blocks from the top down, or an adapter that is merged at the end.
 
     lora     W + (alpha / r) B A                      A (r, I), B (O, r); Hu et al. 2021, arXiv:2106.09685
+    qlora    the same, W quantised                    quantised.py; Dettmers et al. 2023, arXiv:2305.14314
     adalora  W + P diag(lambda) Q                     ranks pruned to a budget; Zhang et al. 2023, arXiv:2303.10512
     ia3      keys, values and FFN inputs scaled       one vector each; Liu et al. 2022, arXiv:2205.05638
     prompt   n vectors before the embedded input      rows of the embedding in the end: prompt.py
@@ -22,20 +23,21 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from ..errors import SupremumError
+from .quantised import fold_adapters, quantised_layers
 from .recipe import limits
 
-ADAPTERS = ("lora", "adalora", "ia3", "prompt")  # ways that are PEFT's
+ADAPTERS = ("lora", "qlora", "adalora", "ia3", "prompt")  # ways that are PEFT's
 TRAINED, RANKS = "trained", "ranks"  # kinds of entries of an adapter's state
 IMPORTANCE = ("ipt", "exp_avg_ipt", "exp_avg_unc")  # the others: AdaLoRA's running means, as PEFT's allocator names them
 
 
 @dataclass(frozen=True)
 class Way:
-    name: Literal["full", "frozen", "gradual", "lora", "adalora", "ia3", "prompt"] = "full"
-    rank: int = limits(8, least=1)  # lora, and where adalora ends on average (it begins at 1.5 times as many)
+    name: Literal["full", "frozen", "gradual", "lora", "qlora", "adalora", "ia3", "prompt"] = "full"
+    rank: int = limits(8, least=1)  # lora and qlora, and where adalora ends on average (it begins at 1.5 times as many)
     alpha: int = limits(16, least=1)
     dropout: float = limits(0.0, least=0, most=0.99)  # of the adapter's input
-    targets: tuple[str, ...] = ()  # ends of layer names; all linear layers of the blocks for lora and adalora
+    targets: tuple[str, ...] = ()  # ends of layer names; all linear layers of the blocks for lora, qlora and adalora
     tokens: int = limits(20, least=1, most=512)  # prompt: its length
     share: float = limits(0.5, above=0, most=1)  # gradual: share of the steps by whose end every block is trained
 
@@ -101,7 +103,7 @@ def _adapted(model: Any, way: Way, steps: int, prompt: Sequence[int]) -> tuple[A
                             f"There are {', '.join(sorted(_ends(model)))}.")
     within = {id(module) for block in blocks(model) for module in block.modules()}
     names = [name for name in names if id(model.get_submodule(name)) in within]
-    if way.name == "lora":
+    if way.name in ("lora", "qlora"):
         found: Any = peft.LoraConfig(r=way.rank, lora_alpha=way.alpha, lora_dropout=way.dropout, target_modules=names)
     elif way.name == "adalora":
         found = peft.AdaLoraConfig(init_r=max(2, way.rank * 3 // 2), target_r=way.rank, lora_alpha=way.alpha,
@@ -128,6 +130,7 @@ def _ends(model: Any) -> set[str]:
 
 def merged(model: Any) -> Any:
     """The plain model: adapters added to the weights that they change."""
+    fold_adapters(model)
     return model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
 
 
@@ -164,7 +167,8 @@ def restore_adapter(model: Any, state: Mapping[str, Tensor]) -> None:
 def counts(model: nn.Module) -> tuple[int, int]:
     """(trained, all) parameters."""
     sizes: Sequence[tuple[int, bool]] = [(p.numel(), p.requires_grad) for p in model.parameters()]
-    return sum(size for size, trained in sizes if trained), sum(size for size, _ in sizes)
+    kept = sum(layer.in_features * layer.out_features for layer in quantised_layers(model).values())
+    return sum(size for size, trained in sizes if trained), kept + sum(size for size, _ in sizes)
 
 
 class Unfreeze(TrainerCallback):
