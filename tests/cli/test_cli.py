@@ -325,10 +325,16 @@ def test_a_wrong_path_is_named_with_a_remedy(tmp_path: Path) -> None:
 def test_evaluate_writes_a_page_and_refuses_what_it_cannot_explain(tiny_model: Any, tmp_path: Path) -> None:
     model, page = str(tiny_model("llama")), tmp_path / "a.html"
     short = ["--tokens", "128", "--length", "64"]
+    for beside in ([], ["--reference", model]):
+        result = CliRunner().invoke(app, ["evaluate", model, *beside, *short, "--explain", "2", "--page", str(page)])
+        assert result.exit_code == 0 and result.output.count("weighed most:") == 2, result.output
+        assert max(map(len, result.output.replace(str(page), "").splitlines())) <= 80
+        assert ("original" in result.output) == bool(beside) == ("Why an answer changed" in page.read_text())
+        assert "attention0-1" in page.read_text()
     result = CliRunner().invoke(app, ["evaluate", model, *short, "--page", str(page)])
     assert result.exit_code == 0 and str(page) in result.output.replace("\n", "") and "Perplexity" in page.read_text()
     for more, said in ((["--page", str(tmp_path / "a.txt")], "ends in .html"),
                        (["--page", str(tmp_path / "no" / "a.html")], "exists"),
-                       (["--explain", "1", "--tasks", "x.jsonl"], "--explain"), (["--explain", "1"], "--reference")):
+                       (["--explain", "1", "--tasks", "x.jsonl"], "--explain")):
         refused = CliRunner().invoke(app, ["evaluate", model, *short, *more])
         assert refused.exit_code in (1, 2) and said in refused.output + str(refused.exception), refused.output

@@ -28,7 +28,7 @@ def document(word: str = "river") -> dict[str, Any]:
     details = {"bits_per_byte": 0.981, "bits_per_byte_reference": 0.975, "ece": 0.02, "ece_reference": 0.01,
                "slices": {"kind": rows, "place": [], "frequency": rows},
                "most_changed": [{"before": word, "token": word, "reference": word, "model": word, "kl": 4.5}]}
-    explained = [{"tokens": [word, " moves"], "target": word, "kl": 4.5, "likeness": 0.68,
+    explained = [{"tokens": [word, " moves"], "target": word, "true": word, "kl": 4.5, "likeness": 0.68,
                   "reference": side(word, [2.0, -1.0]), "model": side("stone", [0.5, 0.0])}]
     text = {"text": "held-out.txt", "quality": quality, "details": details, "perturbed": {}, "explained": explained}
     task = {"name": word, "cases": 40, "chance": 0.5, "acc": interval(0.65), "acc_reference": interval(0.7),
@@ -41,7 +41,8 @@ def document(word: str = "river") -> dict[str, Any]:
               "same": 0.97, "more": {"signature": word}, "more_reference": {}}
     tuned = {"task": "classify", "metric": "accuracy", "rows": 40, "total": 50, "digest": "0", "leaked": 2, "as_tuned": True,
              "scored": scored, "perturbed": {"typos": scored},
-             "explained": [{"where": f"{word}, line 3", "label": word, "change": -0.5, "explained": explained[0]}]}
+             "explained": [{"where": f"{word}, line 3", "sure": 0.412, "change": -0.5, "unit": "probability",
+                            "explained": explained[0]}]}
     many = gap | {"groups": [word, "c"], "paired": False, "acc": interval(0.2) | {"p": 0.031},
                   "by_group": {name: interval(0.5) for name in (word, "b", "c")}}
     return {"model": word, "reference": "demo", "task": tuned, "texts": [text | {"perturbed": {"typos": text}}],
@@ -52,7 +53,9 @@ def test_the_page_shows_what_was_measured() -> None:
     text = " ".join(" ".join(Elements(evaluation_page(document())).visible).split())
     for expected in ("0.0654 ± 0.0019", "87.1 %", "30.25 ± 0.50", "0.9810 (0.9750)", "2.0 % (1.0 %)", "-3 +1", "-5.0", "4.50",
                      "c (worst and best of 3 groups)", "0.031",
-                     "likeness of the two colourings 0.68", "typos", "55.0 to 75.0", "40 of 50 test rows",
+                     "likeness of the two colourings 0.68", "its probability 0.412, change -0.500", "Why an answer changed",
+                     "Explained: “river”. Right: “river”.", "log p of what is explained: -0.50", "typos",
+                     "55.0 to 75.0", "40 of 50 test rows",
                      "0.881 0.781 to 0.981 0.887 -0.006 -0.106 to +0.094 0.31", "21 right answers are wrong now", "75.0 %"):
         assert expected in text, expected
 
@@ -66,10 +69,17 @@ def test_a_part_that_was_not_measured_is_left_out(less: str) -> None:
     for one in (alone["task"]["scored"], *alone["task"]["perturbed"].values()):
         one |= {"flips": None, "same": None, "labels": [], "figures": {"accuracy": {
             "value": interval(0.881), "reference": None, "change": None}}}
-    alone["task"]["explained"] = []
-    alone["texts"][0] |= {"explained": [], "details": None}
+    explained = alone["texts"][0]["explained"][0] | {"reference": None, "kl": None, "likeness": None}
+    alone["task"]["explained"] = [alone["task"]["explained"][0] | {"change": None, "unit": "nats a token", "sure": -0.25,
+                                                                   "explained": explained}]
+    alone["texts"][0] |= {"explained": [explained], "details": None}
     alone["texts"][0]["quality"] |= {"kl_mean": None, "kl_se": None, "same_top": None}
-    assert "Perplexity 30.25" in evaluation_page(alone)
+    page = evaluation_page(alone)
+    text = " ".join(" ".join(Elements(page).visible).split())
+    assert "Perplexity 30.25" in text and "What the answers rest on" in text and "its log p, nats a token, -0.250" in text
+    assert "Where it looks" in text and "likeness" not in text and "Original" not in text
+    figure = looks(explained, "block 2 of 2")
+    assert len(figure["data"]) == 1 and figure["data"][0]["showscale"] and "xaxis2" not in figure["layout"]
 
 
 def test_hostile_words_stay_words() -> None:

@@ -118,27 +118,50 @@ def test_the_rows_that_changed_most_are_explained(tuned: Path) -> None:
     assert sorted(abs(one.change) for one in found.explained) == pytest.approx(sorted(np.abs(change))[-2:], abs=1e-5)
     one = found.explained[0]
     line = int(one.where.rpartition(" ")[2]) - 1
-    assert one.label == rows[line][1] and one.change == pytest.approx(change[line], abs=1e-5)
+    assert one.explained.true == rows[line][1] and one.change == pytest.approx(change[line], abs=1e-5)
     best = before[line].max()
-    assert one.explained.reference.log_p == pytest.approx(np.log(best), abs=1e-5)
+    assert one.unit == "probability" and one.sure == pytest.approx(best + change[line], abs=1e-5)
+    assert one.explained.reference is not None and one.explained.reference.log_p == pytest.approx(np.log(best), abs=1e-5)
     assert len(one.explained.model.shares) == len(one.explained.tokens) and one.explained.model.attention
+
+
+@pytest.mark.parametrize("mistakes", [True, False])
+def test_alone_the_surest_mistakes_are_explained_then_the_least_sure_rows(mistakes: bool, tuned: Path,
+                                                                          monkeypatch: pytest.MonkeyPatch) -> None:
+    from supremum.train.tasks.classify import Classify
+
+    rows = [line.split("\t") for line in (tuned.parent / "test.tsv").read_text().splitlines()]
+    said, chances = probabilities(tuned, rows)
+    wrong = [place for place, (_, label) in enumerate(rows) if label != said[place]]
+    sure_N, chosen = chances.max(1), range(32)
+    if not mistakes:
+        monkeypatch.setattr(Classify, "right", lambda self, truth, predictions: [True] * len(truth))
+    found = evaluate_tuned(tuned, explained=2).explained
+    lines = [int(one.where.rpartition(" ")[2]) - 1 for one in found]
+    chosen = sorted(wrong, key=lambda at: -sure_N[at]) if mistakes else sorted(chosen, key=lambda at: sure_N[at])
+    assert len(wrong) > 2 and [sure_N[at] for at in lines] == pytest.approx([sure_N[at] for at in chosen[:2]], abs=1e-5)
+    for one, at in zip(found, lines, strict=True):
+        assert (one.change, one.explained.reference, one.explained.kl, one.explained.likeness) == (None,) * 4
+        assert one.explained.true == rows[at][1] and one.explained.target == said[at] == one.explained.model.top
+        assert one.sure == pytest.approx(sure_N[at], abs=1e-5) == np.exp(one.explained.model.log_p)
 
 
 def test_a_share_of_a_row_is_what_one_replacement_takes(tuned: Path) -> None:
     from transformers import AutoModelForSequenceClassification
 
-    from supremum.measure.explain import occluded
+    from supremum.measure.explain import Question, shares
 
     model = AutoModelForSequenceClassification.from_pretrained(tuned).eval()
     ids, kinds = torch.arange(20, 27), torch.tensor([[0, 0, 0, 1, 1, 1, 1]])
-    shares = occluded(model, ids, None, 1, {"token_type_ids": kinds})
+    found = shares(model, Question({"input_ids": ids[None], "token_type_ids": kinds}, range(7), "abcdefg",
+                                   lambda output: output.logits[:, None], [1], "", "", lambda logits_1C: ""))
     with torch.no_grad():
         table = model.get_input_embeddings()
         x_1TD = table(ids[None]).clone()
         before = model(inputs_embeds=x_1TD, token_type_ids=kinds).logits.log_softmax(-1)[0, 1]
         x_1TD[0, 4] = table.weight.mean(0)
         after = model(inputs_embeds=x_1TD, token_type_ids=kinds).logits.log_softmax(-1)[0, 1]
-    assert shares[4] == pytest.approx(float(before - after), abs=1e-5)
+    assert found[4] == pytest.approx(float(before - after), abs=1e-5)
 
 
 def test_the_command_line_prints_writes_and_draws_it(tuned: Path, tmp_path: Path) -> None:
@@ -153,8 +176,11 @@ def test_the_command_line_prints_writes_and_draws_it(tuned: Path, tmp_path: Path
         assert expected in page, expected
     document = json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)
     assert document["task"]["scored"]["flips"]["both"] > 0 and document["task"]["explained"][0]["explained"]["tokens"]
-    alone = CliRunner().invoke(app, ["evaluate", str(tuned), "--page", str(tmp_path / "b.html")])
-    assert alone.exit_code == 0 and "change" not in alone.output and "Task: classify" in (tmp_path / "b.html").read_text()
+    alone = CliRunner().invoke(app, ["evaluate", str(tuned), "--explain", "1", "--page", str(tmp_path / "b.html")])
+    assert alone.exit_code == 0 and "change" not in alone.output and "original" not in alone.output
+    assert max(len(line) for line in alone.output.splitlines()) <= 80 and "weighed most" in alone.output
+    page = (tmp_path / "b.html").read_text()
+    assert "Task: classify" in page and "What the answers rest on" in page and "attentiontask-0" in page
 
 
 def test_rows_that_moved_are_found_with_data(tuned: Path, tmp_path: Path) -> None:
@@ -179,7 +205,7 @@ def test_rows_that_moved_are_found_with_data(tuned: Path, tmp_path: Path) -> Non
     (["--tokens", "512"], "--tokens has no part"), (["--length", "64"], "--length has no part"),
     (["--details"], "--details has no part"), (["--dtype", "bfloat16"], "--dtype has no part"),
     (["--text", "a.txt", "--data", "."], "without --text"), (["--perturb", "noise"], "no way to disturb"),
-    (["--explain", "1"], "Name the original with --reference"), (["--data", "gone"], "--data"),
+    (["--data", "gone"], "--data"),
 ])
 def test_what_makes_no_sense_is_refused(words: list[str], said: str, tuned: Path) -> None:
     result = CliRunner().invoke(app, ["evaluate", str(tuned), *words])
@@ -307,8 +333,13 @@ def test_an_encoder_decoder_from_scratch_is_scored(tmp_path: Path) -> None:
     out, small, page = str(tmp_path / "out"), str(tmp_path / "small"), tmp_path / "a.html"
     shown = CliRunner().invoke(app, ["evaluate", out, "--page", str(page)])
     assert shown.exit_code == 0 and "bleu_signature" in shown.output and "Task: translate" in page.read_text()
-    refused = CliRunner().invoke(app, ["evaluate", small, "--reference", out, "--explain", "1"])
-    assert refused.exit_code == 1 and "classify and pairs" in refused.output
+    shown = CliRunner().invoke(app, ["evaluate", small, "--reference", out, "--explain", "2", "--page", str(page)])
+    said = " ".join(shown.output.split())
+    assert shown.exit_code == 0 and max(map(len, shown.output.splitlines())) <= 80, shown.output
+    assert "log p, nats a token" in said and "weighed most: original" in said and "attentiontask-1" in page.read_text()
+    asked = evaluate_tuned(tmp_path / "small", tmp_path / "out", explained=20).explained
+    changes = [abs(one.change) for one in asked if one.change is not None]
+    assert len(asked) == 20 and changes == sorted(changes, reverse=True) and changes[0] > 0.01
 
 
 @pytest.mark.parametrize("task, family", [("embed", "bert"), ("tag", "bert"), ("answer", "bert"), ("instruct", "llama")])
@@ -345,6 +376,15 @@ def test_every_task_is_scored_as_tune_scored_it(task: str, family: str, tiny_mod
         done.lines[0].scores)
     assert found.scored.flips in (None, {"lost": 0, "gained": 0, "both": 0, "p": 1.0})
     assert bool(found.scored.labels) == (task == "tag") and found.perturbed.keys() == {"typos", "truncate"}
+    if task == "embed":
+        refused = CliRunner().invoke(app, ["evaluate", str(tmp_path / "out"), "--explain", "1"])
+        assert refused.exit_code == 1 and "task embed gives no such answer" in " ".join(refused.output.split())
+    else:
+        same = evaluate_tuned(tmp_path / "out", tmp_path / "out", explained=1).explained[0]
+        assert same.change == 0 == same.explained.kl and same.explained.likeness == pytest.approx(1)
+        assert same.explained.model == same.explained.reference and any(same.explained.model.shares)
+        alone = evaluate_tuned(tmp_path / "out", explained=1).explained[0]
+        assert alone.explained.reference is None and len(alone.explained.tokens) == len(alone.explained.model.shares)
     words = ["evaluate", str(tmp_path / "out"), "--perturb", "lower", "--page", str(tmp_path / "a.html")]
     shown = CliRunner().invoke(app, words)
     assert shown.exit_code == 0, shown.output

@@ -24,7 +24,7 @@ TOKENS, LENGTH = 16384, 1024
     supremum evaluate small --reference demo --details --perturb typos
     supremum evaluate small --reference demo --tasks piqa.jsonl --samples 300
     supremum evaluate small --reference demo --explain 3 --page small.html
-    supremum evaluate sst2
+    supremum evaluate sst2 --explain 3
     supremum evaluate small --reference sst2 --perturb typos --page small.html
 """)
 def evaluate(
@@ -56,8 +56,9 @@ def evaluate(
         "--details", help="Show where the loss lies: by frequency, place and kind of token, and the tokens that changed most "
                           "(always in --json).")] = False,
     explain: Annotated[int, typer.Option(
-        "--explain", metavar="N", min=0, max=20, help="Explain the N answers of each text that changed most: what each token "
-                                                      "adds, and where both models look. Needs --reference.")] = 0,
+        "--explain", metavar="N", min=0, max=20, help="Explain N answers of each text or of the task: what each token adds, "
+                                                      "and where the model looks. Beside --reference those that changed "
+                                                      "most, without it the worst.")] = 0,
     page: Annotated[Path | None, page_option("Write everything, charts too, as one .html file that loads nothing.")] = None,
     seed: Seed = 0,
     dtype: Dtype = Precision.auto,

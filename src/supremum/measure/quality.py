@@ -20,7 +20,7 @@ from .answers import Answers, score
 from .cache import KIVI, CacheQuality, cache_bytes, evaluate_cache
 from .details import Details, details
 from .encoders import EncoderQuality, compare_pooled, pooled
-from .explain import Explained, check_captum, explain
+from .explain import Explained, check_captum, explain, pieces
 from .perturb import check_kinds, perturbed_windows
 from .scores import Quality, TokenScores, summarise
 
@@ -84,12 +84,9 @@ def evaluate_texts(model: str | Path, reference: str | Path | None = None, *, te
                    disturb: Sequence[str] = (), explained: int = 0) -> list[TextQuality]:
     """`supremum evaluate`: every text by itself, `tokens` of each, with details; without texts what the reference writes.
 
-    disturb: names of `perturb.KINDS` under which each text is scored once more. explained: pieces of each text whose changed
-    answer is explained.
+    disturb: names of `perturb.KINDS` under which each text is scored once more. explained: pieces of each text whose answer
+    is explained.
     """
-    if explained and reference is None:
-        raise SupremumError("--explain shows why an answer changed; there is nothing that it changed from.",
-                            "Name the original with --reference.")
     check_kinds(disturb)
     if explained:
         check_captum()
@@ -106,7 +103,7 @@ def evaluate_texts(model: str | Path, reference: str | Path | None = None, *, te
         _check(windows)
         if objective(type(one).__name__) == "none":
             if explained:
-                raise SupremumError(f"A {type(one).__name__} predicts no tokens whose change could be explained.",
+                raise SupremumError(f"A {type(one).__name__} predicts no tokens that could be explained.",
                                     "Leave out --explain.")
             report.append(TextQuality(source, _evaluate_encoder(one, other, windows)))
             continue
@@ -124,10 +121,10 @@ def _detailed(model: Any, original: Any | None, windows: Tensor, tokenizer: Any,
     scores = _score(model, original, windows, label, tops=True)
     if begin(windows):
         return TextQuality(source, summarise(scores, objective=kind))
+    asked = pieces(windows, scores, tokenizer, model, original, count=explained, shift=kind == "next") if explained else []
     return TextQuality(source, summarise(scores, objective=kind),
                        details(scores, windows[:, 1:] if kind == "next" else windows, tokenizer, seed=seed),
-                       explained=explain(model, original, windows, scores, tokenizer, texts=explained, shift=kind == "next")
-                       if explained else [])
+                       explained=explain(asked, model, original) if asked else [])
 
 
 def _opened(model: str | Path, reference: str | Path | None, dtype: torch.dtype | str) -> tuple[Any, Any | None, torch.dtype]:

@@ -6,13 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from ..sizes import figure, format_size
 from .cache import CacheQuality
 from .details import Details
 from .encoders import EncoderQuality
+from .explain import Explained
 from .intervals import Interval
 from .perturb import AS_IT_IS
 from .quality import TextQuality
@@ -53,14 +56,40 @@ def render(quality: Quality | EncoderQuality, found: Details | None = None, text
     return table
 
 
-def render_text(one: TextQuality, *, slices: bool = False) -> list[Table]:
-    """A text's tables: its figures, what typos and the like do to it, and with `slices` where the loss lies."""
-    tables = [render(one.quality, one.details, Path(one.text).name if one.text else None)]
+def render_text(one: TextQuality, *, slices: bool = False) -> list[Table | Group]:
+    """A text's tables: its figures, what typos and the like do to it, with `slices` where the loss lies; then what was
+    explained, a line each."""
+    tables: list[Table | Group] = [render(one.quality, one.details, Path(one.text).name if one.text else None)]
     if one.details and one.perturbed:
         tables.append(_perturbed(one))
     if one.details and slices:
         tables += [_slices(one.details), *([_changed(one.details)] if one.details.most_changed else [])]
+    if one.explained:
+        tables.append(Group(*(Text(f"{'' if each.kl is None else f'KL {figure(each.kl)}: '}{answered(each)}; weighed most: "
+                                   f"{weighed(each)}") for each in one.explained)))
     return tables
+
+
+def answered(one: Explained) -> str:
+    """What an explained answer is, of both models where there are two."""
+    said = [("right", one.true), *([("original", one.reference.top)] if one.reference else []), ("now", one.model.top)]
+    return ", ".join(f"{name} '{one_line(text)}'" for name, text in said)
+
+
+def weighed(one: Explained) -> str:
+    """The three parts that weigh most for or against the answer, for each model, with their shares of its log p."""
+    sides = []
+    for name, side in (("original", one.reference), ("now", one.model)):
+        if side is not None:
+            best = sorted(range(len(side.shares)), key=lambda place: -abs(side.shares[place]))[:3]
+            said = ", ".join(f"{one_line(one.tokens[place].strip(), 20)} {side.shares[place]:+.2f}" for place in best)
+            sides.append(f"{name} {said}" if one.reference else said)
+    return "; ".join(sides)
+
+
+def one_line(text: str, width: int = 40) -> str:
+    """`text` without line ends and control characters, at most `width` letters."""
+    return _cut(repr(text)[1:-1], width)
 
 
 def _perturbed(one: TextQuality) -> Table:

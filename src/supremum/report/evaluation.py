@@ -160,41 +160,55 @@ def _rows_layout(rows: int, title: str, **more: Any) -> Figure:
                   hovermode="closest", height=130 + ROW * rows, **more)
 
 
+def sides(one: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """(name, what it makes of the answer): the original, where there is one, and this model."""
+    return [(name, one[key]) for key, name in SIDES if one[key] is not None]
+
+
 def blocks(one: dict[str, Any]) -> list[str]:
-    """Blocks whose attention both models gave."""
-    return [name for name in one["model"]["attention"] if name in one["reference"]["attention"]]
+    """Blocks whose attention every side gave."""
+    return [name for name in one["model"]["attention"] if all(name in side["attention"] for _, side in sides(one))]
 
 
 def looks(one: dict[str, Any], block: str) -> Figure:
-    """Who reads whom, original beside this model. The first token, where most of the weight rests, does not set the scale."""
+    """Who reads whom, every side by itself. The first token, where most of the weight rests, does not set the scale."""
     labels = [f"{index + 1} {html.escape(token.strip() or '␣', quote=False)}" for index, token in enumerate(one["tokens"])]
-    most = max((value for key, _ in SIDES for row in one[key]["attention"][block] for value in row[1:]), default=1.0)
-    data = []
-    for number, (key, name) in enumerate(SIDES, 1):
-        maps = one[key]["attention"][block]
-        shown = [[value if column <= row or maps[0][-1] > 0 else None for column, value in enumerate(values)]
-                 for row, values in enumerate(maps)]
-        data.append({"type": "heatmap", "z": shown, "x": labels, "y": labels, "zmin": 0, "zmax": most, "xaxis": f"x{number}",
-                     "yaxis": f"y{number}", "colorscale": [[0, "heat(0)"], [0.5, "heat(0.5)"], [1, "heat(1)"]],
-                     "showscale": number == 2, "colorbar": {"title": {"text": "weight"}, "thickness": 12, "outlinewidth": 0},
-                     "hovertemplate": f"{name}<br>%{{y}} reads %{{x}}<br>%{{z:.3f}}<extra></extra>"})
+    both = sides(one)
+    most = max((value for _, side in both for row in side["attention"][block] for value in row[1:]), default=1.0)
     small = {"type": "category", "showgrid": False, "zeroline": False, "tickfont": {"size": 9}, "dtick": 1,
              "automargin": True}
-    titles = [{"text": name, "x": x, "y": 1.02, "xref": "paper", "yref": "paper", "xanchor": "center", "yanchor": "bottom",
-               "showarrow": False} for x, (_, name) in zip((0.24, 0.76), SIDES, strict=True)]
-    return {"data": data, "layout": layout(
-        xaxis={**small, "domain": [0, 0.48], "tickangle": -90}, xaxis2={**small, "domain": [0.52, 1], "tickangle": -90},
-        yaxis={**small, "autorange": "reversed"},
-        yaxis2={**small, "autorange": "reversed", "matches": "y", "showticklabels": False, "anchor": "x2"},
-        annotations=titles, height=560)}
+    axes = {"xaxis": {**small, "domain": [0, 0.48], "tickangle": -90}, "yaxis": {**small, "autorange": "reversed"},
+            "xaxis2": {**small, "domain": [0.52, 1], "tickangle": -90},
+            "yaxis2": {**small, "autorange": "reversed", "matches": "y", "showticklabels": False, "anchor": "x2"}}
+    data, titles = [], []
+    for number, (name, side) in enumerate(both, 1):
+        maps = side["attention"][block]
+        shown = [[value if column <= row or maps[0][-1] > 0 else None for column, value in enumerate(values)]
+                 for row, values in enumerate(maps)]
+        last = number == len(both)
+        data.append({"type": "heatmap", "z": shown, "x": labels, "y": labels, "zmin": 0, "zmax": most, "xaxis": f"x{number}",
+                     "yaxis": f"y{number}", "colorscale": [[0, "heat(0)"], [0.5, "heat(0.5)"], [1, "heat(1)"]],
+                     "showscale": last, "colorbar": {"title": {"text": "weight"}, "thickness": 12, "outlinewidth": 0},
+                     "hovertemplate": f"{name}<br>%{{y}} reads %{{x}}<br>%{{z:.3f}}<extra></extra>"})
+        titles.append({"text": name, "x": (0.24, 0.76)[number - 1], "y": 1.02, "xref": "paper", "yref": "paper",
+                       "xanchor": "center", "yanchor": "bottom", "showarrow": False})
+    used = {key: axis for key, axis in axes.items() if len(both) == 2 or not key.endswith("2")}
+    return {"data": data, "layout": layout(**used, annotations=titles, height=560)}
 
 
 def strengths(one: dict[str, Any]) -> list[dict[str, Any]]:
-    """Both sides' tokens, each with its share of log p and how strongly it is coloured (percent of the greatest of both)."""
-    most = max((abs(share) for key, _ in SIDES for share in one[key]["shares"]), default=0.0) or 1.0
-    return [{"name": name, **one[key], "tokens": [
+    """Each side's tokens with their share of log p and how strongly they are coloured (percent of the greatest of all)."""
+    most = max((abs(share) for _, side in sides(one) for share in side["shares"]), default=0.0) or 1.0
+    return [{"name": name, **side, "tokens": [
         {"text": token.replace("\n", "↵\n"), "share": share, "strength": round(100 * abs(share) / most), "up": share > 0}
-        for token, share in zip(one["tokens"], one[key]["shares"], strict=True)]} for key, name in SIDES]
+        for token, share in zip(one["tokens"], side["shares"], strict=True)]} for name, side in sides(one)]
 
 
-WORDS = {"plus_minus": plus_minus, "strengths": strengths, "blocks": blocks}
+def sureness(why: dict[str, Any]) -> str:
+    """"its probability 0.412, change -0.500": how sure this model is of the answer that is explained."""
+    what = "its probability" if why["unit"] == "probability" else f"its log p, {why['unit']},"
+    change = "" if why["change"] is None else f", change {why['change']:+.3f}"
+    return f"{what} {why['sure']:.3f}{change}"
+
+
+WORDS = {"plus_minus": plus_minus, "strengths": strengths, "blocks": blocks, "sureness": sureness}

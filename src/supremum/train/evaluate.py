@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import numpy as np
 
 from ..checkpoint import Checkpoint, open_checkpoint
 from ..errors import SupremumError
-from ..measure.explain import Explained, check_captum, explain_row
+from ..measure.explain import Explained, check_captum, explain, log_probabilities, total
 from ..measure.intervals import Compared, compare_all, mcnemar
 from ..measure.metrics import calibration_error
 from ..measure.perturb import AS_IT_IS, check_kinds
@@ -27,7 +27,10 @@ from ..progress import phase
 from .base import reopen
 from .rows import Row, digest
 from .tasks import Task
+from .tasks.base import doubt
 from .tuned import Known, is_tuned, known
+
+TRIED = 16  # rows looked at for each that is explained
 
 
 @dataclass(frozen=True)
@@ -60,12 +63,13 @@ class Scored:
 
 @dataclass(frozen=True)
 class Why:
-    """A row whose answer moved: where it stands, its true label, and by how much the probability of the reference's
-    likeliest label changed."""
+    """A row whose answer is explained: where it stands; `sure`: the answer's probability under the model, of a text the mean
+    log p of its tokens (`unit` says which); `change`: that less what it is under the reference."""
 
     where: str
-    label: str
-    change: float
+    sure: float
+    change: float | None
+    unit: str
     explained: Explained
 
 
@@ -117,7 +121,7 @@ def evaluate_tuned(model: str | Path, reference: str | Path | None = None, *, da
         for name, some in sets.items():
             scored[name] = _scored(task, task.truth(some), ours[name], theirs.get(name), seed)
             advance()
-    why = _why(opened, task, sets[AS_IT_IS], ours[AS_IT_IS], theirs[AS_IT_IS], explained) if explained else []
+    why = _why(opened, task, sets[AS_IT_IS], ours[AS_IT_IS], theirs.get(AS_IT_IS), explained, seed) if explained else []
     whole = scored.pop(AS_IT_IS)
     return TaskEvaluation(task.name, task.metric, len(chosen), len(rows), digest(rows), lead.leaked, lead.as_tuned, whole,
                           scored, why)
@@ -149,14 +153,10 @@ def _check_explained(task: Task, explained: int, opened: Sequence[Checkpoint]) -
     """Refuse before any row is scored what cannot be explained. opened: the model and its reference."""
     if not explained:
         return
-    if len(opened) < 2:
-        raise SupremumError("--explain shows why an answer changed; there is nothing that it changed from.",
-                            "Name the original with --reference.")
-    if task.name not in ("classify", "pairs"):
-        raise SupremumError(f"--explain shows what each token adds to one label; {task.name} says no such.",
-                            "Leave it out; it explains the tasks classify and pairs, and with --text a language model.")
-    one, other = (checkpoint.tokenizer().get_vocab() for checkpoint in opened)
-    if one != other:
+    if type(task).question is Task.question:
+        raise SupremumError(f"--explain shows what each token adds to an answer's probability; the task {task.name} gives no "
+                            "such answer.", "Leave out --explain.")
+    if len(opened) == 2 and opened[0].tokenizer().get_vocab() != opened[1].tokenizer().get_vocab():
         raise SupremumError(f"--explain compares what single tokens add; {opened[0].source} and {opened[1].source} have "
                             "different tokens.", "Leave it out, or explain beside a model of the same base.")
     check_captum()
@@ -236,19 +236,47 @@ def _labels(task: Task, truth: list[Any], ours: _Answers, theirs: _Answers | Non
     return labels
 
 
-def _why(opened: Sequence[Checkpoint], task: Task, rows: Sequence[Row], ours: _Answers, theirs: _Answers,
-         count: int) -> list[Why]:
-    """The `count` rows in which the probability of the reference's likeliest label changed most."""
-    assert ours.chances_NC is not None and theirs.chances_NC is not None
-    every_N, likeliest_N = np.arange(len(rows)), theirs.chances_NC.argmax(1)
-    change_N = ours.chances_NC[every_N, likeliest_N] - theirs.chances_NC[every_N, likeliest_N]
-    (changed, _), (original, tokenizer) = (reopen(checkpoint, task) for checkpoint in opened)
-    found = []
-    with phase("explain", min(count, len(rows))) as advance:
-        for place in np.argsort(-np.abs(change_N), kind="stable")[:count].tolist():
-            feature = task.encode([rows[place]], tokenizer)[0]
-            inputs = {name: values for name, values in feature.items() if name != "labels"}
-            found.append(Why(rows[place]["where"], str(rows[place]["label"]), float(change_N[place]),
-                             explain_row(changed, original, inputs, task.labels, tokenizer)))
+def _why(opened: Sequence[Checkpoint], task: Task, rows: Sequence[Row], ours: _Answers, theirs: _Answers | None, count: int,
+         seed: int) -> list[Why]:
+    """The `count` rows, of the first TRIED times as many, in which it changed most how sure the reference's answer is. Of one
+    model alone: those of most `doubt`."""
+    models, tokenizers = zip(*(reopen(checkpoint, task) for checkpoint in opened), strict=True)  # the reference last
+    right: Sequence[bool | None] = task.right(task.truth(rows), ours.said) or [None] * len(rows)
+    order, found = _order(ours, theirs, right, seed)[: TRIED * count], []
+    with phase("choose rows", len(order)) as advance:
+        for place in order:
             advance()
+            asked = task.question(rows[place], tokenizers[-1], models[-1], *models[:-1])
+            if asked is None:
+                continue
+            sure, *before = [asked.sure(total(asked, log_probabilities(one, asked))) for one in models]
+            change = sure - before[0] if before else None
+            weight = doubt(sure, right[place]) if change is None else (True, abs(change))
+            found.append((weight, place, sure, change, asked))
+    found = sorted(found, key=lambda one: one[0], reverse=True)[:count]
+    why = []
+    for (_, place, sure, change, asked), one in zip(found, explain([asked for *_, asked in found], *models), strict=True):
+        if asked.written:  # not what each of its tokens would be, given those before it
+            one = replace(one, model=replace(one.model, top=ours.said[place]))
+            if one.reference is not None and theirs is not None:
+                one = replace(one, reference=replace(one.reference, top=theirs.said[place]))
+        why.append(Why(rows[place]["where"], sure, change, "nats a token" if asked.written else "probability", one))
+    return why
+
+
+def _order(ours: _Answers, theirs: _Answers | None, right: Sequence[bool | None], seed: int) -> list[int]:
+    """Rows by how much they ask for a reason, as far as the answers tell it: by the probabilities of labels; without such
+    those first whose answers differ, of one model alone those that are wrong, in an order drawn by the seed."""
+    many = len(ours.said)
+    if ours.chances_NC is None:
+        drawn = np.random.default_rng(seed).permutation(many).tolist()
+        last = _equal(theirs.said, ours.said).tolist() if theirs is not None else [one is not False for one in right]
+        return sorted(drawn, key=lambda place: last[place])
+    if theirs is None:
+        sure_N = _sure(ours).tolist()
+        return sorted(range(many), key=lambda place: doubt(sure_N[place], right[place]), reverse=True)
+    assert theirs.chances_NC is not None
+    every_N, likeliest_N = np.arange(many), theirs.chances_NC.argmax(1)
+    change_N = ours.chances_NC[every_N, likeliest_N] - theirs.chances_NC[every_N, likeliest_N]
+    found: list[int] = np.argsort(-np.abs(change_N), kind="stable").tolist()
     return found

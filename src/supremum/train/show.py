@@ -10,9 +10,10 @@ from rich.table import Table
 from rich.text import Text
 
 from ..measure.intervals import Compared
+from ..measure.table import answered, one_line, weighed
 from ..plain import plain
 from ..sizes import cells
-from .evaluate import AS_IT_IS, Scored, TaskEvaluation
+from .evaluate import AS_IT_IS, Scored, TaskEvaluation, Why
 from .tune import Tuned
 
 ALIKE = ("precision_micro", "recall_micro", "f1_micro")  # of one label a row these are the accuracy
@@ -55,7 +56,7 @@ def render_evaluation(found: TaskEvaluation, compared: bool) -> Group:
         for name, one in {AS_IT_IS: found.scored, **found.perturbed}.items():
             table.add_row(name, *_cells(one.figures[found.metric]))
         parts.append(table)
-    parts += [Text(f"{why.where}: {why.label!r}, p({why.explained.target}) {why.change:+.3f}; weighed most: {_weighed(why)}")
+    parts += [Text(f"{why.where}: {answered(why.explained)}; {_sureness(why)}; weighed most: {weighed(why.explained)}")
               for why in found.explained]
     return Group(*parts)
 
@@ -112,10 +113,6 @@ def _labels(scored: Scored, compared: bool) -> Table:
     return table
 
 
-def _weighed(why: Any) -> str:
-    """The three tokens that weigh most for or against the original's label, for the original and for this model."""
-    sides = []
-    for name, side in (("original", why.explained.reference), ("now", why.explained.model)):
-        best = sorted(range(len(side.shares)), key=lambda place: -abs(side.shares[place]))[:3]
-        sides.append(f"{name} " + ", ".join(f"{why.explained.tokens[at].strip()} {side.shares[at]:+.2f}" for at in best))
-    return "; ".join(sides)
+def _sureness(why: Why) -> str:
+    what = f"p({one_line(why.explained.target)})" if why.unit == "probability" else f"log p, {why.unit},"
+    return f"{what} {why.sure:.3f}" + ("" if why.change is None else f" (change {why.change:+.3f})")

@@ -8,13 +8,18 @@ counts. A question without an answer has its span at the first token, and is ans
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from ..rows import Row
-from .base import Figures, Task, batches, means
+from .base import Figures, Task, batches, means, tensors
+
+if TYPE_CHECKING:
+    from ...measure.explain import Question
+
+NEAR = 4  # tokens on either side of an answer of which each is explained by itself
 
 
 class Answer(Task):
@@ -77,19 +82,42 @@ class Answer(Task):
             output = model(**inputs)
             for number, start_T, end_T in zip(numbers, output.start_logits.float(), output.end_logits.float(), strict=True):
                 row, spans = rows[of[number]], places[number]
-                inside = torch.tensor([token for token, span in enumerate(spans) if span is not None])
-                if not len(inside):
-                    continue
-                total_NN = start_T[inside][:, None] + end_T[inside][None]
-                total_NN = total_NN.masked_fill(~torch.ones_like(total_NN).triu().tril(self.settings["words"] - 1).bool(),
-                                                float("-inf"))
-                value, place = total_NN.flatten().max(0)
-                one, other = (spans[int(inside[index])] for index in divmod(int(place), len(inside)))
-                said = row["context"][one[0] : other[1]]
-                if self.empty and start_T[0] + end_T[0] > value:
-                    said = ""
-                best[of[number]] = max(best[of[number]], (float(value), said), key=lambda pair: pair[0])
+                value, start, end = self._best(start_T, end_T, spans)
+                best[of[number]] = max(best[of[number]], (value, _between(row, spans, start, end)), key=lambda pair: pair[0])
         return [said for _, said in best]
+
+    def _best(self, start_T: torch.Tensor, end_T: torch.Tensor, spans: Sequence[Any]) -> tuple[float, int, int]:
+        """(score of the best span, its first and last token), both 0 where no answer scores higher."""
+        inside = torch.tensor([token for token, span in enumerate(spans) if span is not None])
+        if not len(inside):
+            return float("-inf"), 0, 0
+        total_NN = start_T[inside][:, None] + end_T[inside][None]
+        total_NN = total_NN.masked_fill(~torch.ones_like(total_NN).triu().tril(self.settings["words"] - 1).bool(),
+                                        float("-inf"))
+        value, place = total_NN.flatten().max(0)
+        if self.empty and start_T[0] + end_T[0] > value:
+            return float(value), 0, 0
+        start, end = (int(inside[index]) for index in divmod(int(place), len(inside)))
+        return float(value), start, end
+
+    @torch.inference_mode()
+    def question(self, row: Row, tokenizer: Any, model: Any, beside: Any | None = None) -> Question | None:
+        """The two ends of the span, in the window where it scores highest. Of a long window the question's tokens and those
+        NEAR the span are parts by themselves, the rest is taken in stretches."""
+        from ...measure.explain import Question, parted
+
+        features, _, places = self._windows([row], tokenizer)
+        found = []
+        for feature, spans in zip(features, places, strict=True):
+            output = model(**{name: values.to(model.device) for name, values in tensors(feature).items()})
+            found.append(self._best(output.start_logits[0].float(), output.end_logits[0].float(), spans))
+        number = max(range(len(found)), key=lambda place: found[place][0])
+        (_, start, end), feature, spans = found[number], features[number], places[number]
+        alone = {place for place, span in enumerate(spans) if span is None or start - NEAR <= place <= end + NEAR}
+        return Question(tensors(feature), *parted(feature["input_ids"], tokenizer, alone),
+                        lambda output: torch.stack([output.start_logits, output.end_logits], 1), [start, end],
+                        _between(row, spans, start, end), row["answers"][0] if row["answers"] else "",
+                        lambda logits_2T: _between(row, spans, *self._best(logits_2T[0], logits_2T[1], spans)[1:]))
 
     def truth(self, rows: Sequence[Row]) -> list[Any]:
         return [row["answers"] or [""] for row in rows]
@@ -119,3 +147,9 @@ class Answer(Task):
         from ...measure.metrics import answers
 
         return answers(truth, predictions)
+
+
+def _between(row: Row, spans: Sequence[Any], start: int, end: int) -> str:
+    """The context's text from one token to another; none of what stands outside it."""
+    said: str = row["context"][spans[start][0] : spans[end][1]] if spans[start] and spans[end] else ""
+    return said

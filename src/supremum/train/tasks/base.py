@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from ...errors import SupremumError
 from ..rows import Row
+
+if TYPE_CHECKING:
+    from ...measure.explain import Question
 
 Figures = Callable[[np.ndarray], dict[str, float]]
 
@@ -71,6 +74,14 @@ class Task:
         """(N, C) float32 of the labels; None where the task does not say one label a row."""
         return None
 
+    def question(self, row: Row, tokenizer: Any, model: Any, beside: Any | None = None) -> Question | None:
+        """What `model` answers to a row, to be explained. Of several answers (tags) the one whose probability changed most in
+        the model `beside`; without it the one of most `doubt`. None where the row has no answer.
+
+        A task that leaves this as it is has nothing to explain.
+        """
+        raise SupremumError(f"The task {self.name} cannot be explained.")
+
     def truth(self, rows: Sequence[Row]) -> list[Any]:
         return [row["label"] for row in rows]
 
@@ -131,6 +142,17 @@ def means(columns: Mapping[str, Sequence[float]]) -> tuple[np.ndarray, Figures]:
     names = list(columns)
     return np.array([columns[name] for name in names], dtype=np.float64).T, lambda rows_NK: dict(
         zip(names, rows_NK.mean(0).tolist(), strict=True))
+
+
+def doubt(sure: float, right: bool | None) -> tuple[bool, float]:
+    """Orders answers by how much they ask for a reason: wrong ones, the surest last; before them the others, the least sure
+    last. right: None where an answer is neither."""
+    return right is False, sure if right is False else -sure
+
+
+def tensors(feature: Mapping[str, Sequence[int]]) -> dict[str, torch.Tensor]:
+    """What a model is called with for one row (1, T)."""
+    return {name: torch.tensor([values]) for name, values in feature.items()}
 
 
 def _matrix(places_N: np.ndarray, size: int) -> np.ndarray:

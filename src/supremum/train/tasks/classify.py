@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ..rows import Row
-from .base import Task, batches
+from .base import Task, batches, tensors
+
+if TYPE_CHECKING:
+    from ...measure.explain import Question
 
 
 class Classify(Task):
@@ -34,6 +37,14 @@ class Classify(Task):
         logits_NC = self.logits(model, tokenizer, rows, batch)
         assert logits_NC is not None
         return [self.labels[number] for number in logits_NC.argmax(-1).tolist()]
+
+    def question(self, row: Row, tokenizer: Any, model: Any, beside: Any | None = None) -> Question | None:
+        from ...measure.explain import Question, likeliest, parted
+
+        (feature,) = self._tokens([row], tokenizer)
+        return likeliest(Question(tensors(feature), *parted(feature["input_ids"], tokenizer),
+                                  lambda output: output.logits[:, None], [0], "", row["label"],
+                                  lambda logits_1C: self.labels[int(logits_1C.argmax())]), model)
 
 
 class Pairs(Classify):

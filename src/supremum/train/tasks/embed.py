@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..rows import Row
-from .base import Figures, batches, means
+from .base import Figures, Task, batches, means
 from .classify import Classify
 
 
@@ -46,6 +46,8 @@ class Embed(Classify):
     def __init__(self) -> None:
         super().__init__()
         self.settings["temperature"] = 0.1
+
+    question = Task.question  # a vector is no answer whose probability could be explained
 
     def config(self) -> dict[str, Any]:
         return {}

@@ -12,7 +12,7 @@ With `smoothing` e, what is learnt is (1 - e) x the target + e x every token ali
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,9 +20,13 @@ from jinja2 import TemplateError
 
 from ...errors import SupremumError
 from ..rows import Row
-from .base import Figures, Task, means
+from .base import Figures, Task, means, tensors
+
+if TYPE_CHECKING:
+    from ...measure.explain import Question
 
 IGNORED = -100
+WRITTEN = 32  # tokens of an answer that are explained
 
 
 class Generate(Task):
@@ -118,16 +122,20 @@ class Generate(Task):
         return torch.nn.functional.cross_entropy(logits_BTV.flatten(0, 1), labels_BT.flatten(), ignore_index=IGNORED,
                                                  label_smoothing=self.settings["smoothing"])
 
-    @torch.inference_mode()
     def predict(self, model: Any, tokenizer: Any, rows: Sequence[Row], batch: int) -> list[Any]:
-        prompts = [self._prompt(row, tokenizer) for row in rows]
-        said = [""] * len(rows)
-        order = sorted(range(len(rows)), key=lambda index: -len(prompts[index]))
+        written = self._written(model, tokenizer, [self._prompt(row, tokenizer) for row in rows], batch)
+        return [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in written]
+
+    @torch.inference_mode()
+    def _written(self, model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], batch: int) -> list[list[int]]:
+        """The tokens that follow each prompt, the padding behind its end with them; of an encoder-decoder after its start."""
+        found: list[list[int]] = [[] for _ in prompts]
+        order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
         for start in range(0, len(order), batch):
             places = order[start : start + batch]
             longest = max(len(prompts[place]) for place in places)
             fill, ids, mask = tokenizer.pad_token_id, [], []
-            for prompt in (prompts[place] for place in places):
+            for prompt in (list(prompts[place]) for place in places):
                 gap = longest - len(prompt)  # an answer follows its prompt; an encoder counts places from the first token
                 left, right = (0, gap) if self.encoder else (gap, 0)
                 ids.append([fill] * left + prompt + [fill] * right)
@@ -136,9 +144,31 @@ class Generate(Task):
             out_BT = model.generate(input_ids=ids_BT.to(model.device), attention_mask=mask_BT.to(model.device),
                                     max_new_tokens=self.settings["new"], do_sample=False, num_beams=self.settings["beams"],
                                     pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id)
-            for place, written in zip(places, out_BT if self.encoder else out_BT[:, longest:], strict=True):
-                said[place] = tokenizer.decode(written, skip_special_tokens=True).strip()
-        return said
+            for place, ids_T in zip(places, out_BT[:, 1 if self.encoder else longest :], strict=True):
+                found[place] = ids_T.tolist()
+        return found
+
+    def question(self, row: Row, tokenizer: Any, model: Any, beside: Any | None = None) -> Question | None:
+        """The text that the model writes, its first WRITTEN tokens, each given those before it."""
+        from ...measure.explain import Question, parted
+
+        prompt = self._prompt(row, tokenizer)
+        (answer,) = self._written(model, tokenizer, [prompt], 1)
+        if tokenizer.eos_token_id in answer:  # padding follows
+            answer = answer[: answer.index(tokenizer.eos_token_id) + 1]
+        answer, many = answer[:WRITTEN], len(prompt)
+        read = prompt if self.encoder else prompt + answer[:-1]
+        inputs = {"input_ids": read, "attention_mask": [1] * len(read)}
+        if self.encoder:
+            inputs["decoder_input_ids"] = [model.generation_config.decoder_start_token_id, *answer[:-1]]
+        return Question(tensors(inputs), *parted(prompt, tokenizer),
+                        lambda output: output.logits if self.encoder else output.logits[:, many - 1 :], answer,
+                        self._words(tokenizer, answer), row["target"],
+                        lambda logits_RV: self._words(tokenizer, logits_RV.argmax(-1).tolist()), written=True)
+
+    def _words(self, tokenizer: Any, ids: Sequence[int]) -> str:
+        text: str = tokenizer.decode(ids, skip_special_tokens=True)
+        return text.strip()
 
     def truth(self, rows: Sequence[Row]) -> list[Any]:
         return [row.get("references", [row["target"]]) for row in rows]

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from ...errors import SupremumError
 from ..rows import Row
-from .base import Figures, Task, batches
+from .base import Figures, Task, batches, doubt, tensors
+
+if TYPE_CHECKING:
+    from ...measure.explain import Question
 
 
 class Tag(Task):
@@ -67,6 +71,26 @@ class Tag(Task):
                     if word is not None:
                         said[place][word] = self.labels[number]
         return said
+
+    def question(self, row: Row, tokenizer: Any, model: Any, beside: Any | None = None) -> Question | None:
+        """The tag of one word, at its first token."""
+        from ...measure.explain import Question, likeliest, log_probabilities, parted
+
+        (feature,), (firsts,) = self._tokens([row], tokenizer)
+        places = [place for place, word in enumerate(firsts) if word is not None]
+        if not places:
+            return None
+        words = [(row["words"][word], row["tags"][word]) for word in firsts if word is not None]
+        every = likeliest(Question(tensors(feature), *parted(feature["input_ids"], tokenizer),
+                                   lambda output: output.logits[:, places], [0] * len(words), "", "",
+                                   lambda logits_WC: self.labels[int(logits_WC[0].argmax())]), model)
+        sure_W, *now = [log_probabilities(one, every).exp()[range(len(words)), list(every.answer)].tolist()
+                        for one in (model, beside) if one is not None]
+        chosen = max(range(len(words)), key=lambda at: abs(now[0][at] - sure_W[at]) if now else doubt(
+            sure_W[at], self.labels[every.answer[at]] == words[at][1]))
+        place, (word, tag), said = places[chosen], words[chosen], every.answer[chosen]
+        return replace(every, logits=lambda output: output.logits[:, place : place + 1], answer=[said], true=tag,
+                       target=f"{self.labels[said]} of {word}")
 
     def truth(self, rows: Sequence[Row]) -> list[Any]:
         return [row["tags"] for row in rows]
