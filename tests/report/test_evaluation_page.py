@@ -53,7 +53,7 @@ def test_the_page_shows_what_was_measured() -> None:
     text = " ".join(" ".join(Elements(evaluation_page(document())).visible).split())
     for expected in ("0.0654 ± 0.0019", "87.1 %", "30.25 ± 0.50", "0.9810 (0.9750)", "2.0 % (1.0 %)", "-3 +1", "-5.0", "4.50",
                      "c (worst and best of 3 groups)", "0.031",
-                     "likeness of the two colourings 0.68", "its probability 0.412, change -0.500", "Why an answer changed",
+                     "likeness of the two colourings 0.68", "its probability 0.412, change -0.5", "Why an answer changed",
                      "Explained: “river”. Right: “river”.", "log p of what is explained: -0.50", "typos",
                      "55.0 to 75.0", "40 of 50 test rows",
                      "0.881 0.781 to 0.981 0.887 -0.006 -0.106 to +0.094 0.31", "21 right answers are wrong now", "75.0 %"):
@@ -76,7 +76,7 @@ def test_a_part_that_was_not_measured_is_left_out(less: str) -> None:
     alone["texts"][0]["quality"] |= {"kl_mean": None, "kl_se": None, "same_top": None}
     page = evaluation_page(alone)
     text = " ".join(" ".join(Elements(page).visible).split())
-    assert "Perplexity 30.25" in text and "What the answers rest on" in text and "its log p, nats a token, -0.250" in text
+    assert "Perplexity 30.25" in text and "What the answers rest on" in text and "its log p, nats a token, -0.25" in text
     assert "Where it looks" in text and "likeness" not in text and "Original" not in text
     figure = looks(explained, "block 2 of 2")
     assert len(figure["data"]) == 1 and figure["data"][0]["showscale"] and "xaxis2" not in figure["layout"]

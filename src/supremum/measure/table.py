@@ -71,8 +71,9 @@ def render_text(one: TextQuality, *, slices: bool = False) -> list[Table | Group
 
 
 def answered(one: Explained) -> str:
-    """What an explained answer is, of both models where there are two."""
-    said = [("right", one.true), *([("original", one.reference.top)] if one.reference else []), ("now", one.model.top)]
+    """The right answer and what was said, by both models where there are two."""
+    said = [("right", one.true), *([("original", one.reference.top), ("now", one.model.top)] if one.reference else
+                                   [("said", one.model.top)])]
     return ", ".join(f"{name} '{one_line(text)}'" for name, text in said)
 
 

@@ -205,10 +205,10 @@ def strengths(one: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def sureness(why: dict[str, Any]) -> str:
-    """"its probability 0.412, change -0.500": how sure this model is of the answer that is explained."""
+    """"its probability 0.412, change -0.5": how sure this model is of the answer that is explained."""
     what = "its probability" if why["unit"] == "probability" else f"its log p, {why['unit']},"
-    change = "" if why["change"] is None else f", change {why['change']:+.3f}"
-    return f"{what} {why['sure']:.3f}{change}"
+    change = "" if why["change"] is None else f", change {why['change']:+.2g}"
+    return f"{what} {why['sure']:.3g}{change}"
 
 
 WORDS = {"plus_minus": plus_minus, "strengths": strengths, "blocks": blocks, "sureness": sureness}

@@ -102,8 +102,9 @@ def evaluate_tuned(model: str | Path, reference: str | Path | None = None, *, da
     """Score `model`, and `reference` on the same test rows; one of them, at least, is a folder that `tune` wrote.
 
     data: the folder of the recipe's rows, where it is not the one that the model was tuned on. samples: so many rows, drawn
-    by the seed. disturb: names of `perturb.KINDS`. explained: rows whose change is explained (one label a row only). Raises
-    SupremumError for rows that are gone, models of different tasks, labels or rows, and a model without the task's head.
+    by the seed. disturb: names of `perturb.KINDS`. explained: rows whose answer is explained. Raises SupremumError for
+    rows that are gone, models of different tasks, labels or rows, a model without the task's head, and a task whose answers
+    cannot be explained.
     """
     check_kinds(disturb)
     lead, task, own = _tasks(model, reference, Path(data) if data else None)

@@ -114,5 +114,5 @@ def _labels(scored: Scored, compared: bool) -> Table:
 
 
 def _sureness(why: Why) -> str:
-    what = f"p({one_line(why.explained.target)})" if why.unit == "probability" else f"log p, {why.unit},"
-    return f"{what} {why.sure:.3f}" + ("" if why.change is None else f" (change {why.change:+.3f})")
+    what = f"p({one_line(why.explained.target) or 'no answer'})" if why.unit == "probability" else f"log p, {why.unit},"
+    return f"{what} {why.sure:.3g}" + ("" if why.change is None else f" (change {why.change:+.2g})")
