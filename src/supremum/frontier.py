@@ -26,7 +26,7 @@ from .report import Document
 from .report.frontier import Frontier, assemble_frontier, folder_of, read_frontier, write_frontier
 from .workspace import Workspace, discard_left, move_into_place, work_folder
 
-BITS = (2.25, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0)
+BITS = (2.0, 2.25, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0)
 
 
 @dataclass(frozen=True)

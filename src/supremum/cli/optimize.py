@@ -59,7 +59,7 @@ def optimize(
     frontier: Annotated[str | None, typer.Option(
         "--frontier", metavar="[BITS,...]", parser=bits_option,
         help="Instead of one budget: a finished folder for each of these bits a weight, and their curve; without a list "
-             "2.25, 2.5, 3, 3.5, 4, 5, 6, 8, as far as the target reaches; GGUF's least types take longest.")] = None,
+             "2, 2.25, 2.5, 3, 3.5, 4, 5, 6, 8, as far as the target reaches; GGUF's least types take longest.")] = None,
     floor: Annotated[str | None, typer.Option(
         "--floor", metavar="NAME=0.99x", parser=floor_option,
         help="Of a model from `supremum tune`: the smallest file whose task metric keeps this, times the original's (0.99x) "
