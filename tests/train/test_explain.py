@@ -172,6 +172,54 @@ def test_what_was_written_is_explained_by_the_source(family: str, tiny_model: Ti
     assert asked.sure(-4.5) == pytest.approx(-4.5 / len(answer))
 
 
+HEADS = {"classify": "ForSequenceClassification", "answer": "ForQuestionAnswering", "tag": "ForTokenClassification"}
+
+
+@pytest.mark.parametrize(("kind", "head"), [("Bart", "classify"), ("Bart", "answer"), ("T5", "classify"), ("T5", "answer"),
+                                            ("UMT5", "tag")])
+def test_heads_of_encoder_decoders_are_explained_by_what_the_encoder_reads(kind: str, head: str,
+                                                                           tiny_model: TinyModel) -> None:
+    folder = tiny_model(kind.lower(), architecture=kind + HEADS[head], **({} if head == "answer" else {"num_labels": 3}))
+    model, original, tokenizer = opened(folder, 0.3), opened(folder), tiny_tokenizer()
+    task = make(head, {"length": 60, **({"stride": 8} if head == "answer" else {})}, "r.yaml")
+    task.labels = [] if head == "answer" else NAMES
+    end = tokenizer.eos_token  # BART's and T5's heads stand on it
+    row = {"classify": {"text": f"the river moves a stone {end}", "label": "O"},
+           "answer": {"question": "what moves?", "context": f"the river moves a stone {end}", "answers": ["the river"]},
+           "tag": {"words": ["the", "river", "moves"], "tags": ["O", "B-x", "O"]}}[head]
+    asked = task.question({"where": "", **row}, tokenizer, original, model)
+    assert asked is not None
+    at = torch.arange(len(asked.answer)), torch.tensor(asked.answer)
+
+    def log_p(one: Any) -> Tensor:
+        return asked.logits(one(**asked.inputs))[0].log_softmax(-1)[at].sum()
+
+    one = agree(asked, [model, original], log_p)
+    assert bool(one.model.attention) == (kind != "UMT5")
+
+
+def test_a_decoders_label_is_read_where_it_is_when_it_answers(tiny_model: TinyModel) -> None:
+    """Its head takes the last token that is no padding, which it tells by the token's number; the text ends in padding's."""
+    folder = tiny_model("llama", architecture="LlamaForSequenceClassification", num_labels=3)
+    model, original, tokenizer = opened(folder, 0.3), opened(folder), tiny_tokenizer()
+    model.config.pad_token_id = original.config.pad_token_id = tokenizer.eos_token_id
+    task = make("classify", {}, "r.yaml")
+    task.labels = NAMES
+    row = {"where": "", "text": f"the river moves{tokenizer.eos_token}", "label": "O"}
+    asked = task.question(row, tokenizer, original)
+    assert asked is not None and asked.inputs["input_ids"][0, -1] == tokenizer.eos_token_id
+    agree(asked, [model, original], lambda one: one(**asked.inputs).logits[0].log_softmax(-1)[asked.answer[0]])
+
+
+def test_the_first_token_of_the_decoder_is_the_one_that_it_writes_after(tiny_model: TinyModel) -> None:
+    model, tokenizer = opened(tiny_model("bart")), tiny_tokenizer()
+    task: Any = make("translate", {"length": 60, "new": 6}, "r.yaml")
+    task.encoder, model.generation_config.decoder_start_token_id, model.generation_config.bos_token_id = True, None, 0
+    asked = task.question({"where": "", "source": "the river", "target": "a"}, tokenizer, model)
+    assert asked is not None and asked.inputs["decoder_input_ids"][0, 0] == 0
+    assert asked.target == task.predict(model, tokenizer, [{"where": "", "source": "the river", "target": "a"}], 1)[0]
+
+
 def test_of_a_long_text_the_first_tokens_are_explained(tiny_model: TinyModel) -> None:
     model, tokenizer = opened(tiny_model("llama")), tiny_tokenizer()
     task = make("instruct", {"length": 200, "new": 60}, "r.yaml")

@@ -27,6 +27,7 @@ from ..progress import phase
 from .scores import TokenScores
 
 CONTEXT = 32  # tokens of a text's piece
+TABLE = 1 << 14  # tokens whose embeddings are averaged at a time
 BATCH, ROOM = 8, 1024  # the most inputs and tokens in a pass, each input with another part replaced
 LEAST = 12  # tokens before the answer, where the windows have as many
 LOOKED = 64  # tokens of the longest input of which each is a part, and whose attention is shown
@@ -136,6 +137,8 @@ def check_captum() -> None:
 def parted(ids: Sequence[int], tokenizer: Any, alone: Collection[int] = ()) -> tuple[list[int], list[str]]:
     """(the part of each token (N,), every part as text). Up to LOOKED tokens each is a part; of more, those at the places
     `alone` (where they are not more than PARTS), and the others in stretches of equal length."""
+    if not ids:
+        return [], []
     alone = alone if len(alone) <= PARTS else ()
     width = 1 if len(ids) <= LOOKED else math.ceil((len(ids) - len(alone)) / max(PARTS - len(alone), PARTS // 4))
     starts, filled = [], width
@@ -200,32 +203,45 @@ def _piece(ids_T: Tensor, place: int, true: int, tokenizer: Any) -> Question:
 
 @torch.inference_mode()
 def shares(model: Any, question: Question) -> list[float]:
-    """What each part adds to log p of the answer, in nats."""
+    """What each part adds to log p of the answer, in nats. The embedding's output (of an encoder-decoder, the encoder's) is
+    changed where it is made, so that the model is called as always."""
     check_captum()
     from captum.attr import FeatureAblation
 
     device, many = model.device, len(question.parts)
-    reader = model.get_encoder() if _has_encoder(model) else model
-    table, scale = reader.get_input_embeddings(), getattr(reader, "embed_scale", 1.0)  # Marian's is not in its table
-    ids_1T = question.inputs["input_ids"].to(device)
-    beside = {name: row.to(device) for name, row in question.inputs.items() if name != "input_ids"}
-    x_1TD = scale * table(ids_1T)
-    mean_D = scale * table(torch.arange(table.weight.shape[0], device=device)).mean(0)  # as the table gives them
+    table = (model.get_encoder() if _has_encoder(model) else model).get_input_embeddings()
+    inputs = {name: row.to(device) for name, row in question.inputs.items()}
     place_R, answer_R = torch.arange(len(question.answer), device=device), torch.tensor(question.answer, device=device)
 
     def log_p(x_BND: Tensor) -> Tensor:
-        size = len(x_BND)
-        whole_BTD = torch.cat([x_BND, x_1TD[:, many:].expand(size, -1, -1)], 1)
-        output = model(inputs_embeds=whole_BTD, **{name: row.expand(size, -1) for name, row in beside.items()})
+        waiting = [x_BND]
+
+        def put(_: Any, given: Any, out_BTD: Tensor) -> Tensor | None:
+            return torch.cat([waiting.pop(), out_BTD[:, many:]], 1) if waiting else None  # later calls are the decoder's
+
+        handle = table.register_forward_hook(put)
+        try:
+            output = model(**{name: row.expand(len(x_BND), -1) for name, row in inputs.items()})
+        finally:
+            handle.remove()
+        assert not waiting, f"{type(model).__name__} does not read through its embedding"
         return question.logits(output).float().log_softmax(-1)[:, place_R, answer_R].sum(-1)
 
+    x_1ND = table(inputs["input_ids"][:, :many])
     shares_1ND = FeatureAblation(log_p).attribute(
-        x_1TD[:, :many], baselines=mean_D.expand(1, many, -1).contiguous(),
+        x_1ND, baselines=_mean(table).expand_as(x_1ND).contiguous(),
         feature_mask=torch.tensor(question.parts, device=device)[None, :, None],
-        perturbations_per_eval=max(1, min(BATCH, ROOM // ids_1T.shape[1])))
+        perturbations_per_eval=max(1, min(BATCH, ROOM // inputs["input_ids"].shape[1])))
     first = [question.parts.index(part) for part in range(len(question.tokens))]
     found: list[float] = shares_1ND[0, first, 0].tolist()
     return found
+
+
+def _mean(table: Any) -> Tensor:
+    """(D,) of the tokens as the table gives them, some of which are scaled."""
+    ids_V = torch.arange(table.weight.shape[0], device=table.weight.device)
+    total_D: Tensor = torch.stack([table(ids).sum(0) for ids in ids_V.split(TABLE)]).sum(0)
+    return total_D / len(ids_V)
 
 
 @torch.inference_mode()
@@ -243,7 +259,7 @@ def attention(model: Any, question: Question) -> dict[str, list[list[float]]]:
         return {}
     finally:
         model.set_attn_implementation(before)
-    maps = (output.encoder_attentions if _has_encoder(model) else output.attentions) or ()
+    maps = getattr(output, "encoder_attentions" if _has_encoder(model) else "attentions", None) or ()
     maps = [one[0].float().mean(0)[:many, :many] for one in maps if one is not None and one.shape[-1] == length]
     chosen = dict.fromkeys((len(maps) // 2, len(maps) - 1)) if maps else {}
     return {f"block {index + 1} of {len(maps)}": [[round(value, 4) for value in row] for row in maps[index].tolist()]

@@ -24,18 +24,19 @@ from .models import FAMILIES, Model, build, objective_of
 from .quantised import draw_missing, keep_quantised
 from .rows import Row
 from .tasks import Task
+from .ways import blocks
 
 
 def load(source: str, task: Task, seed: int, *, quantised: bool = False) -> tuple[Any, Any, str]:
     """(model for the task, tokenizer, fingerprint of the checkpoint). quantised: layers stay as their file has them
     (quantised.py)."""
     checkpoint = open_checkpoint(source)
+    stored = checkpoint.skeleton()  # first: the task changes its config
     tokenizer, config = fitted(checkpoint, task, source), checkpoint.config
     auto = "AutoModelForSeq2SeqLM" if getattr(task, "encoder", False) else task.auto
     for key, value in task.config().items():
         setattr(config, key, value)
     config.pad_token_id = tokenizer.pad_token_id
-    stored = checkpoint.skeleton()
     torch.manual_seed(seed)
     try:
         with init_empty_weights(include_buffers=False) if quantised else contextlib.nullcontext():
@@ -49,12 +50,13 @@ def load(source: str, task: Task, seed: int, *, quantised: bool = False) -> tupl
     shapes = {name: value.shape for name, value in given.state_dict().items()}
     fitting = {name: outside + name for name, value in taken.state_dict().items() if shapes.get(name) == value.shape}
     missing = [name for name in taken.state_dict() if name not in fitting and "pooler" not in name]
-    if not whole and missing:
+    if taken is not model and missing:
         raise SupremumError(f"{source}: has no weights for {missing[0]}, which {type(model).__name__} needs.",
                             "Choose another base model for this task.")
     if quantised:
-        if not keep_quantised(model, checkpoint, {inside + name: there for name, there in fitting.items()}):
-            raise SupremumError(f"{source}: way: qlora keeps quantised layers as their file has them; this model has none.",
+        if not keep_quantised(model, blocks(model), checkpoint, {inside + name: there for name, there in fitting.items()}):
+            raise SupremumError(f"{source}: way: qlora keeps quantised linear layers as their file has them; the blocks of "
+                                "this model have none.",
                                 "Quantise it first (supremum optimize MODEL --bits 4), or use way: lora.")
         draw_missing(model)
     model.tie_weights()

@@ -10,7 +10,7 @@ floats. What is merged at the end is written layer by layer. Embeddings and head
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ WEIGHTS = "model.safetensors"
 
 
 class QuantisedLinear(nn.Linear):
-    """A linear layer without a weight of its own: `decode` gives it (O, I), float32, in memory of its own.
+    """A linear layer without a weight of its own: `decode` gives it, (O, I) float32 on the CPU, in memory of its own.
 
     An nn.Linear, so that PEFT puts its adapters around it; `weight` is empty. A bias is trained by nobody.
     """
@@ -62,16 +62,18 @@ class _Product(torch.autograd.Function):
         return (gradient @ weight_OI).to(context.dtype), None, None
 
 
-def keep_quantised(model: nn.Module, checkpoint: Checkpoint, stored: dict[str, str]) -> list[str]:
-    """Put a QuantisedLinear where the checkpoint has a quantised matrix; returns the names of their weights.
+def keep_quantised(model: nn.Module, blocks: Sequence[nn.Module], checkpoint: Checkpoint, stored: Mapping[str, str],
+                   ) -> list[str]:
+    """Put a QuantisedLinear where the checkpoint has a quantised matrix of a block; returns the names of their weights.
 
     stored: the checkpoint's name of each tensor of the model. A weight that another tensor is tied to stays a float.
     """
     tied = {*checkpoint.tied, *checkpoint.tied.values()}
+    inside = {module for block in blocks for module in block.modules()}
     replaced = []
     for path, module in list(model.named_modules()):
         name = stored.get(f"{path}.weight", "")
-        if (type(module) is not nn.Linear or name not in checkpoint.tensors or name in tied
+        if (type(module) is not nn.Linear or module not in inside or name not in checkpoint.tensors or name in tied
                 or checkpoint.tensors[name].kind in DTYPES):
             continue
         layer = QuantisedLinear(module.in_features, module.out_features, module.bias, _decoder(checkpoint, name))
@@ -113,7 +115,7 @@ def _update(layer: Any, adapter: str) -> Callable[[], Tensor]:
     def update() -> Tensor:
         with torch.no_grad():
             found: Tensor = layer.get_delta_weight(adapter)
-        return found
+        return found.cpu()
 
     return update
 

@@ -174,8 +174,7 @@ def tune_several(path: str | Path, data: str | Path = ".", out: str | Path | Non
                      kind=_Trainer)
         state = fitted.state
         minutes = max(state.seconds, time.perf_counter() - started) / 60
-    trained, total = counts(together) if together is not None else (
-        0, sum({id(p): p.numel() for model in models for p in model.parameters()}.values()))
+    trained, total = counts(together) if together is not None else (0, counts(nn.ModuleList(models))[1])
     models[0] = merged(models[0])
     done = {}
     for model, (name, task) in zip(models, tasks.items(), strict=True):

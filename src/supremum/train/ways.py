@@ -21,12 +21,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
+from transformers.pytorch_utils import Conv1D
 
 from ..errors import SupremumError
 from .quantised import fold_adapters, quantised_layers
 from .recipe import limits
 
 ADAPTERS = ("lora", "qlora", "adalora", "ia3", "prompt")  # ways that are PEFT's
+LINEAR = (nn.Linear, Conv1D)  # the second is GPT-2's, transposed
 TRAINED, RANKS = "trained", "ranks"  # kinds of entries of an adapter's state
 IMPORTANCE = ("ipt", "exp_avg_ipt", "exp_avg_unc")  # the others: AdaLoRA's running means, as PEFT's allocator names them
 
@@ -58,12 +60,19 @@ def head(model: Any) -> list[str]:
 
 
 def blocks(model: Any) -> list[nn.Module]:
-    """The trunk's blocks, bottom first: its longest list of modules."""
-    lists = [module for module in trunk(model).modules() if isinstance(module, nn.ModuleList)]
-    if not lists:
-        raise SupremumError("The model has no list of blocks to unfreeze one after another.", "Use way: full.")
-    most = max(len(found) for found in lists)
-    return list(next(found for found in lists if len(found) == most))
+    """The trunk's blocks, bottom first: its longest list of modules that is inside no other; of an encoder-decoder the
+    encoder's, then the decoder's."""
+    base: Any = trunk(model)
+    found: list[nn.Module] = []
+    for stack in [base.encoder, base.decoder] if hasattr(base, "encoder") and hasattr(base, "decoder") else [base]:
+        lists = [module for module in stack.modules() if isinstance(module, nn.ModuleList)]
+        inner = {below for one in lists for below in one.modules() if below is not one}
+        outer = [one for one in lists if one not in inner]
+        if not outer:
+            raise SupremumError("The model has no list of blocks to adapt or unfreeze.", "Use way: full.")
+        longest: nn.ModuleList = max(outer, key=len)
+        found += longest
+    return found
 
 
 def prepare(model: Any, way: Way, steps: int, prompt: Sequence[int] = ()) -> tuple[Any, list[TrainerCallback]]:
@@ -96,7 +105,7 @@ def _adapted(model: Any, way: Way, steps: int, prompt: Sequence[int]) -> tuple[A
     import peft
 
     heads = [model.get_submodule(name) for name in head(model)]
-    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)
+    names = [name for name, module in model.named_modules() if isinstance(module, LINEAR)
              and (not way.targets or re.search(rf"(^|\.)({'|'.join(map(re.escape, way.targets))})$", name))]
     if way.targets and not names:
         raise SupremumError(f"way.targets: no linear layer ends in {' or '.join(way.targets)}.",
@@ -125,7 +134,7 @@ def _adapted(model: Any, way: Way, steps: int, prompt: Sequence[int]) -> tuple[A
 
 
 def _ends(model: Any) -> set[str]:
-    return {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    return {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, LINEAR)}
 
 
 def merged(model: Any) -> Any:

@@ -124,11 +124,11 @@ class Generate(Task):
 
     def predict(self, model: Any, tokenizer: Any, rows: Sequence[Row], batch: int) -> list[Any]:
         written = self._written(model, tokenizer, [self._prompt(row, tokenizer) for row in rows], batch)
-        return [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in written]
+        return [self._words(tokenizer, ids) for ids in written]
 
     @torch.inference_mode()
     def _written(self, model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], batch: int) -> list[list[int]]:
-        """The tokens that follow each prompt, the padding behind its end with them; of an encoder-decoder after its start."""
+        """The tokens that follow each prompt, the padding behind its end with them; of an encoder-decoder its start first."""
         found: list[list[int]] = [[] for _ in prompts]
         order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
         for start in range(0, len(order), batch):
@@ -144,7 +144,7 @@ class Generate(Task):
             out_BT = model.generate(input_ids=ids_BT.to(model.device), attention_mask=mask_BT.to(model.device),
                                     max_new_tokens=self.settings["new"], do_sample=False, num_beams=self.settings["beams"],
                                     pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id)
-            for place, ids_T in zip(places, out_BT[:, 1 if self.encoder else longest :], strict=True):
+            for place, ids_T in zip(places, out_BT[:, 0 if self.encoder else longest :], strict=True):
                 found[place] = ids_T.tolist()
         return found
 
@@ -154,13 +154,14 @@ class Generate(Task):
 
         prompt = self._prompt(row, tokenizer)
         (answer,) = self._written(model, tokenizer, [prompt], 1)
+        start, answer = (answer[:1], answer[1:]) if self.encoder else ([], answer)
         if tokenizer.eos_token_id in answer:  # padding follows
             answer = answer[: answer.index(tokenizer.eos_token_id) + 1]
         answer, many = answer[:WRITTEN], len(prompt)
         read = prompt if self.encoder else prompt + answer[:-1]
         inputs = {"input_ids": read, "attention_mask": [1] * len(read)}
         if self.encoder:
-            inputs["decoder_input_ids"] = [model.generation_config.decoder_start_token_id, *answer[:-1]]
+            inputs["decoder_input_ids"] = [*start, *answer[:-1]]
         return Question(tensors(inputs), *parted(prompt, tokenizer),
                         lambda output: output.logits if self.encoder else output.logits[:, many - 1 :], answer,
                         self._words(tokenizer, answer), row["target"],
