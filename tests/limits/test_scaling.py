@@ -97,6 +97,23 @@ def test_runs_that_cannot_tell_are_refused(runs: list[Run], says: str) -> None:
         best(fit, Budget(1e18))
 
 
+def test_what_train_wrote_is_a_run(tmp_path: Path) -> None:
+    for run in ladder():
+        folder = tmp_path / run.name
+        folder.mkdir()
+        (folder / "train.json").write_text(json.dumps({
+            "parameters": run.params, "tokens": run.tokens, "held_out": {"loss": run.loss}, "seconds": 3.0,
+            "examples": run.tokens / 512, "inputs": {"recipe": {"length": 128}}}))
+    found = read_runs(tmp_path)
+    wanted = sorted(ladder(), key=lambda run: run.name)
+    assert [(run.name, run.params, run.tokens, run.loss) for run in found] == [
+        (run.name, run.params, run.tokens, run.loss) for run in wanted]
+    assert all(run.unique_tokens == run.tokens / 4 and run.seconds == 3.0 for run in found)
+    (tmp_path / found[0].name / "train.json").write_text(json.dumps({"parameters": 5, "tokens": 7, "held_out": None}))
+    with pytest.raises(SupremumError, match=r"train\.json: is no train\.json with a held-out loss"):
+        read_runs(tmp_path)
+
+
 @pytest.mark.parametrize("runs", [ladder()[:5], [run for run in ladder() if run.params == SIZES[0]] * 2])
 def test_too_few_runs_are_an_error(runs: list[Run]) -> None:
     with pytest.raises(SupremumError):

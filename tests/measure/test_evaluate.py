@@ -16,7 +16,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
 
 from supremum.checkpoint import open_checkpoint
 from supremum.errors import SupremumError
-from supremum.measure import EncoderQuality, evaluate, evaluate_files, render, scores
+from supremum.measure import EncoderQuality, evaluate, evaluate_files, evaluate_texts, render, scores
 from supremum.measure.answers import Answers
 
 WINDOWS = torch.randint(2, 384, (4, 40), generator=torch.Generator().manual_seed(0))
@@ -128,6 +128,15 @@ def test_evaluate_files_scores_text(tiny_model, tmp_path):
     again = evaluate_files(other, folder, text=[tmp_path / "a.txt"], tokens=160, length=32, dtype="bfloat16")
     assert again == got
     assert evaluate_files(other, folder, tokens=64, length=16).windows == 4  # on what the reference writes
+
+
+def test_windows_are_what_the_model_takes_unless_asked_for(tiny_model, tmp_path):
+    (tmp_path / "a.txt").write_text("The river carries the stone at 7 o'clock, and the bridge waits. " * 60)
+    for family, context in (("llama", 256), ("bert", 128)):
+        folder = tiny_model(family, max_position_embeddings=context)
+        (found,) = evaluate_texts(folder, folder, texts=[tmp_path / "a.txt"], tokens=600)
+        assert found.quality.windows == 600 // context
+    assert evaluate_files(tiny_model("llama"), text=[tmp_path / "a.txt"], tokens=100).tokens == 99  # fewer than a window
 
 
 def test_refusals(tiny_model, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from report_sample import build
 
 from supremum.report import words
+from supremum.report.terminal import result_lines
 
 
 @pytest.mark.parametrize(("value", "text"), [
@@ -70,3 +72,16 @@ def test_limits_are_found_at_any_depth() -> None:
     found = {path: value["value"] for path, value in words.limit_values(build()["limits"])}
     assert found["information", "bits at kl", "0.05"] == 3.02
     assert words.with_unit({"value": 2.5e9, "unit": "bytes"}) == "2.50 GB"
+
+
+def test_a_model_that_says_no_tokens_has_the_kl_of_its_hidden_states() -> None:
+    document = build()
+    measured, proof = document["result"]["measured"], document["proof"]
+    assert not any("hidden" in line for line in result_lines(document, Path("x")))
+    measured |= {"objective": "none", "perplexity": None, "same_top": None}
+    proof["decode_tokens_per_second"] = 0.0
+    said = "\n".join(result_lines(document, Path("x")))
+    assert "KL of hidden states" in said and "KL, nats a token" not in said and "decode" not in said
+    assert "same answer at 100 %" in said and "of the last hidden states from the original" in words.verdict(document)
+    assert any(label == "KL of the hidden states" for label, *_ in words.facts(document))
+    assert not any("decode" in name for name, _ in words.speeds(document))

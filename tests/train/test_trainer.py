@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
+import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -152,6 +155,20 @@ def test_a_broken_step_is_skipped_and_said(tmp_path: Path, capsys: pytest.Captur
     assert fitted.state.skipped == [[3, "the loss is nan"]]
     assert "step 3 is skipped: the loss is nan" in capsys.readouterr().err
     assert all(torch.isfinite(w).all() for w in weights(fitted))
+
+
+def test_the_progress_tells_the_share_of_the_peak(tmp_path: Path, capsys: pytest.CaptureFixture[str],
+                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = itertools.count(0, 20)
+    monkeypatch.setattr("supremum.train.watch.time", SimpleNamespace(perf_counter=lambda: next(ticks)))
+    run(tmp_path / "r", recipe(accumulation=1, steps=3), at_peak=2.0)
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("train ")]
+    assert lines
+    for line in lines:
+        found = re.search(r"([\d,]+) tokens/s  MFU (\d+)%", line)
+        assert found and int(found[2]) == pytest.approx(50 * int(found[1].replace(",", "")), abs=26)
+    run(tmp_path / "s", recipe(accumulation=1, steps=3))
+    assert "MFU" not in capsys.readouterr().err
 
 
 def test_a_spike_is_skipped(tmp_path: Path) -> None:

@@ -59,7 +59,8 @@ model = {loader}.from_pretrained("{file}")
 tokenizer = AutoTokenizer.from_pretrained("{file}")
 ```
 
-For any other runtime: `supremum convert {file} --target gguf --out converted`"""
+For any other runtime: `supremum convert {file} --target compressed-tensors --out converted` (floats), or `--target gguf`
+where llama.cpp runs the architecture"""
 
     def rest(self, checkpoint: Any, stays: Mapping[str, Any]) -> int:
         """About the bytes of the files without the coded matrices. stays: tensor name -> TensorInfo of what is not coded."""

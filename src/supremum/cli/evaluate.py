@@ -13,7 +13,7 @@ from ..progress import note
 from .common import Debug, Dtype, Json, Model, Precision, Result, Seed, page_option, refuse, text_option, verb
 
 HARNESS = "harness:"  # before a task's name in lm-evaluation-harness
-TOKENS, LENGTH = 16384, 1024
+TOKENS = 16384
 
 
 @verb("""
@@ -38,7 +38,7 @@ def evaluate(
     tokens: Annotated[int | None, typer.Option(
         "--tokens", min=64, help=f"Tokens to score; {TOKENS} unless given.")] = None,
     length: Annotated[int | None, typer.Option(
-        "--length", min=16, help=f"Tokens in a window; {LENGTH} unless given.")] = None,
+        "--length", min=16, help="Tokens in a window; 1024 unless given, or what the model takes.")] = None,
     cache: Annotated[str | None, typer.Option(
         "--cache", metavar="K[,V]", help="Measure a quantised cache of keys and values instead, in llama.cpp: q8_0, q5_1, "
                                          "q5_0, q4_1, q4_0 or iq4_nl, for both or for each; or kivi8, kivi4, "
@@ -96,8 +96,8 @@ def evaluate(
                         seed=seed)
     refuse({"--data": data}, "names the test rows of a tuned model; " + (
         "they are scored without --text, --tasks and --cache" if tuned else "there is none: name one with --reference"))
-    tokens, length = tokens or TOKENS, length or LENGTH
-    if tokens < length:
+    tokens = tokens or TOKENS
+    if tokens < (length or 0):
         raise typer.BadParameter(f"--tokens {tokens} is less than one window (--length {length})")
     refuse({"--samples": samples and not tasks}, "says how many cases of --tasks; give both")
     if explain and tasks and not text:

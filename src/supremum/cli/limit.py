@@ -47,8 +47,8 @@ def limit(
     )] = None,
     scaling: Annotated[str | None, typer.Option(
         "--scaling", metavar="[RUNS]",
-        help="Instead of a model: the law of the training runs in RUNS (.jsonl or .csv: params, tokens, loss); without RUNS "
-             "published laws and trends.")] = None,
+        help="Instead of a model: the law of the training runs in RUNS (.jsonl or .csv: params, tokens, loss; or a folder of "
+             "what `supremum train` wrote); without RUNS published laws and trends.")] = None,
     compute: Annotated[Any, typer.Option(
         "--compute", parser=amount_option, metavar="FLOP",
         help="With --scaling: what is best for this much compute.")] = None,

@@ -2,7 +2,7 @@
 
 One run a line of RUNS.csv or RUNS.jsonl: `params` N, `tokens` D seen, `loss` in nats a token on held-out text of one corpus
 and one tokenizer; and, where known, `unique_tokens` (or `epochs`, tokens/unique_tokens), `bits` of the weights in training,
-`flops`, `seconds`, `name`. Other columns are left alone.
+`flops`, `seconds`, `name`. Other columns are left alone. What `supremum train` wrote is a run, too: its train.json.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from ..errors import SupremumError
 
 NEEDED = ("params", "tokens", "loss")
 OPTIONAL = ("unique_tokens", "epochs", "bits", "flops", "seconds")
+TRAINED = "train.json"
 FEWEST = 6  # five parameters, and one run to judge them by
 
 
@@ -35,13 +36,15 @@ class Run:
 
 
 def read_runs(path: Path | str) -> list[Run]:
-    """The runs of a .csv or .jsonl file, or of a folder that holds runs.jsonl, runs.csv or one .json a run."""
+    """The runs of a .csv or .jsonl file, or of a folder that holds runs.jsonl, runs.csv, one .json a run, or the folders that
+    `supremum train` wrote."""
     path = Path(path)
     if path.is_dir():
         named = [path / name for name in ("runs.jsonl", "runs.csv") if (path / name).is_file()]
-        files = named[:1] or sorted(path.glob("*.json"))
+        files = named[:1] or sorted(path.glob(f"*/{TRAINED}")) or sorted(path.glob("*.json"))
         if not files:
-            raise SupremumError(f"{path}: holds no runs.jsonl, no runs.csv and no .json files.", "Give the file of the runs.")
+            raise SupremumError(f"{path}: holds no runs.jsonl, no runs.csv, no .json files and no folders with a {TRAINED}.",
+                                "Give the file of the runs.")
     elif path.is_file():
         files = [path]
     else:
@@ -80,7 +83,17 @@ def _rows(file: Path) -> Iterable[tuple[str, dict[str, Any]]]:
             raise SupremumError(f"{file} line {number}: not JSON ({error}).", "Write one JSON object a line.") from error
         if not isinstance(row, dict):
             raise SupremumError(f"{file} line {number}: not a JSON object.", "Write one JSON object a line.")
-        yield f"{file} line {number}", row
+        yield f"{file} line {number}", _trained(row, file) if file.name == TRAINED else row
+
+
+def _trained(row: dict[str, Any], file: Path) -> dict[str, Any]:
+    """The run that a train.json tells of."""
+    try:
+        return {"name": file.parent.name, "params": row["parameters"], "tokens": row["tokens"], "loss": row["held_out"]["loss"],
+                "unique_tokens": row["examples"] * row["inputs"]["recipe"]["length"], "seconds": row["seconds"]}
+    except (KeyError, TypeError) as error:
+        raise SupremumError(f"{file}: is no {TRAINED} with a held-out loss ({type(error).__name__}: {error}).",
+                            "Train with held_out above 0, or leave the run out.") from error
 
 
 def _run(row: dict[str, Any], where: str) -> Run:

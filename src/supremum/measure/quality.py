@@ -15,7 +15,7 @@ from ..errors import SupremumError
 from ..progress import phase
 from ..text import self_generated, tokens_from_text
 from ..text.pairs import begin, reads_pairs
-from ..text.windows import check_one_text
+from ..text.windows import check_one_text, context_length
 from .answers import Answers, score
 from .cache import KIVI, CacheQuality, cache_bytes, evaluate_cache
 from .details import Details, details
@@ -23,6 +23,8 @@ from .encoders import EncoderQuality, compare_pooled, pooled
 from .explain import Explained, check_captum, explain, pieces
 from .perturb import check_kinds, perturbed_windows
 from .scores import Quality, TokenScores, summarise
+
+LENGTH = 1024  # tokens of a window, unless asked for or the model takes fewer
 
 
 @dataclass(frozen=True)
@@ -80,12 +82,12 @@ def _score(model: Any, original: Any | None, windows: Tensor, label: str, *, top
 
 
 def evaluate_texts(model: str | Path, reference: str | Path | None = None, *, texts: Sequence[str | Path] | None = None,
-                   tokens: int = 16384, length: int = 1024, dtype: torch.dtype | str = torch.float32, seed: int = 0,
+                   tokens: int = 16384, length: int | None = None, dtype: torch.dtype | str = torch.float32, seed: int = 0,
                    disturb: Sequence[str] = (), explained: int = 0) -> list[TextQuality]:
     """`supremum evaluate`: every text by itself, `tokens` of each, with details; without texts what the reference writes.
 
-    disturb: names of `perturb.KINDS` under which each text is scored once more. explained: pieces of each text whose answer
-    is explained.
+    length: tokens of a window; LENGTH unless given, or fewer where the model takes or `tokens` has fewer. disturb: names of
+    `perturb.KINDS` under which each text is scored once more. explained: pieces of each text whose answer is explained.
     """
     check_kinds(disturb)
     if explained:
@@ -140,7 +142,7 @@ def _opened(model: str | Path, reference: str | Path | None, dtype: torch.dtype 
 
 
 def evaluate_cache_files(model: str | Path, reference: str | Path | None, types: tuple[str, str], *,
-                         text: Sequence[str | Path] | None, tokens: int, length: int, seed: int) -> CacheQuality:
+                         text: Sequence[str | Path] | None, tokens: int, length: int | None, seed: int) -> CacheQuality:
     """`supremum evaluate --cache`: open the models, get windows as `evaluate_files` does, and measure the cache."""
     from ..checkpoint import open_checkpoint
 
@@ -151,22 +153,28 @@ def evaluate_cache_files(model: str | Path, reference: str | Path | None, types:
     original = open_checkpoint(reference) if reference is not None else None
     _same_vocabulary(candidate, original)
     if types[0] not in KIVI:
-        cache_bytes(candidate.config, types, length)  # before the long work
+        cache_bytes(candidate.config, types, _length(original or candidate, length, tokens))  # before the long work
     return evaluate_cache(candidate, original, _windows(original or candidate, text, tokens, length, seed), types)
 
 
-def _windows(source: Any, text: Sequence[str | Path] | None, tokens: int, length: int, seed: int) -> Tensor:
+def _windows(source: Any, text: Sequence[str | Path] | None, tokens: int, length: int | None, seed: int) -> Tensor:
     """Windows (n, T) of the text, or of what the model writes; of an encoder-decoder, pairs."""
     if reads_pairs(source):
         from ..train.pairs import read_pairs  # which scores what it tunes, by this package
 
         return read_pairs(source, [str(one) for one in text or []], tokens=tokens, seed=seed)
+    length = _length(source, length, tokens)
     return tokens_from_text(source, text, tokens=tokens, length=length, seed=seed) if text else \
         self_generated(source, tokens=tokens, length=length, seed=seed)
 
 
+def _length(source: Any, length: int | None, tokens: int) -> int:
+    """Tokens of a window."""
+    return length or min(LENGTH, tokens, context_length(source) or LENGTH)
+
+
 def evaluate_files(model: str | Path, reference: str | Path | None = None, *,
-                   text: Sequence[str | Path] | None = None, tokens: int = 16384, length: int = 1024,
+                   text: Sequence[str | Path] | None = None, tokens: int = 16384, length: int | None = None,
                    dtype: torch.dtype | str = torch.float32, seed: int = 0) -> Quality | EncoderQuality:
     """One Quality over all of `text`: open the models, cut it into windows with the reference's tokenizer, and score.
 

@@ -40,7 +40,8 @@ def result_lines(document: Document, folder: Path) -> list[str]:
         row("perplexity", words.figure(reference, 4), words.figure(measured["perplexity"], 4),
             f"± {words.figure(measured['perplexity_se'], 2)}")
     if measured["kl_mean"] is not None:
-        row("KL, nats a token", "0", words.figure(measured["kl_mean"]), f"± {words.figure(measured['kl_se'], 2)}")
+        row("KL of hidden states" if words.of_hidden_states(document) else "KL, nats a token", "0",
+            words.figure(measured["kl_mean"]), f"± {words.figure(measured['kl_se'], 2)}")
     if measured["same_top"] is not None:
         row("same next token", "100 %", words.percent(measured["same_top"]), f"of {measured['tokens']:,} positions")
     lines.append("-" * WIDTH)
@@ -61,9 +62,10 @@ def _proof(document: Document) -> str:
     if not proof["positions"]:
         return words.one_line(words.vouched(document))
     return (f"proof passed: {words.one_line(words.runtime(document))} in a fresh process against our own decoding: "
-            f"KL {words.figure(proof['kl_mean'], 2)}, same token at "
-            f"{words.percent(proof['same_top'], 0)} of {proof['positions']} positions; decode "
-            f"{words.figure(proof['decode_tokens_per_second'])} tokens/s")
+            f"KL {words.figure(proof['kl_mean'], 2)}, same {'answer' if words.of_hidden_states(document) else 'token'} at "
+            f"{words.percent(proof['same_top'], 0)} of {proof['positions']} positions"
+            + (f"; decode {words.figure(proof['decode_tokens_per_second'])} tokens/s" if proof["decode_tokens_per_second"]
+               else ""))
 
 
 def show_result(document: Document, folder: Path) -> None:

@@ -33,6 +33,11 @@ def plus_minus(value: float | None, error: float | None) -> str:
     return f"{value:,.{places}f} ± {error:.{places}f}"
 
 
+def of_hidden_states(document: Document) -> bool:
+    """Whether the KL is that of the last hidden states, read as Gaussians (measure/scores.py): the model says no tokens."""
+    return document["result"]["measured"].get("objective") == "none"
+
+
 def headline(document: Document) -> str:
     """"SmolLM2-135M-Instruct: 269 MB → 80.0 MB"."""
     return (f"{document['inputs']['name']}: {format_size(document['inputs']['bytes'])} → "
@@ -43,7 +48,8 @@ def verdict(document: Document) -> str:
     """One sentence: how far from the original, how far from the limit, and who vouches for it."""
     measured, parts = document["result"]["measured"], []
     if measured["kl_mean"] is not None:
-        parts.append(f"KL {plus_minus(measured['kl_mean'], measured['kl_se'])} nats a token from the original")
+        parts.append(f"KL {plus_minus(measured['kl_mean'], measured['kl_se'])} nats a token "
+                     f"{'of the last hidden states ' if of_hidden_states(document) else ''}from the original")
     if document["result"]["gap_bits"] is not None:
         parts.append(f"{document['result']['gap_bits']:.2f} bits a weight above the limit")
     return "; ".join((", ".join(parts), vouched(document)) if parts else (vouched(document),)) + "."
@@ -111,9 +117,11 @@ def facts(document: Document) -> list[tuple[str, str, str]]:
         rows.append((f"{line['name'].capitalize()} in {runtime(document)}", line["reached"],
                      f"asked {line['asked']}{'' if line['held'] else ': NOT held'}; was {line['original']}; {line['note']}"))
     if measured["kl_mean"] is not None:
-        rows.append(("KL from the original", plus_minus(measured["kl_mean"], measured["kl_se"]),
-                     f"nats a token; median {figure(measured['kl_median'])}, "
-                     f"99th percentile {figure(measured['kl_p99'])}"))
+        hidden = of_hidden_states(document)
+        rows.append(("KL of the hidden states" if hidden else "KL from the original",
+                     plus_minus(measured["kl_mean"], measured["kl_se"]),
+                     f"{'the last, read as Gaussians; ' if hidden else ''}nats a token; median "
+                     f"{figure(measured['kl_median'])}, 99th percentile {figure(measured['kl_p99'])}"))
     if swaps := result.get("swaps"):
         rows.append(("Swapped formats", f"{swaps['accepted']} of {swaps['trials']} tried",
                      f"{bought(swaps, swaps['seconds'])}, on the candidates"))
@@ -150,8 +158,8 @@ def speeds(document: Document) -> list[tuple[str, str]]:
     proof = document["proof"]
     if not proof["positions"]:
         return []
-    return [("prefill, tokens/s", figure(proof["prefill_tokens_per_second"])),
-            ("decode, tokens/s", figure(proof["decode_tokens_per_second"])),
+    decode = [("decode, tokens/s", figure(proof["decode_tokens_per_second"]))] if proof["decode_tokens_per_second"] else []
+    return [("prefill, tokens/s", figure(proof["prefill_tokens_per_second"])), *decode,
             ("load", seconds(proof["load_seconds"])), ("memory", format_size(proof["memory"])),
             ("threads", str(proof["threads"]))]
 

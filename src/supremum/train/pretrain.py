@@ -121,7 +121,8 @@ def _train(recipe: Recipe, objective: Objective, sources: list[Path], folder: Pa
     start = model.config.decoder_start_token_id if objective.name == "span" else None
     collator = PadReplaced(pad) if objective.name == "replaced" else Pad(pad, start)
     hide = Hide(objective, tokenizer)
-    fitted = fit(model, learned, recipe, run, collator=collator, transform=hide, loss=LOSSES[objective.name])
+    fitted = fit(model, learned, recipe, run, collator=collator, transform=hide, loss=LOSSES[objective.name],
+                 at_peak=peak / (6 * numbers["multiplied"]))
     with phase("held-out loss"):
         losses = held_out(fitted, held, hide, collator, objective.name, recipe)
     document = _document(recipe, objective, inputs, fitted, numbers, peak, losses, leaks, len(learned))

@@ -56,7 +56,8 @@ def render_evaluation(found: TaskEvaluation, compared: bool) -> Group:
         for name, one in {AS_IT_IS: found.scored, **found.perturbed}.items():
             table.add_row(name, *_cells(one.figures[found.metric]))
         parts.append(table)
-    parts += [Text(f"{why.where}: {answered(why.explained)}; {_sureness(why)}; weighed most: {weighed(why.explained)}")
+    parts += [Text(f"{why.where}: {answered(why.explained)}; {_sureness(why)}; weighed most: {weighed(why.explained)}"
+                   + ("" if why.unit == "probability" else " (nats of the whole answer)"))
               for why in found.explained]
     return Group(*parts)
 

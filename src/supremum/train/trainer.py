@@ -165,13 +165,13 @@ def fit(
     model: Any, examples: Sequence[Any], recipe: Training, run: Path, *, collator: Callable[[list[Any]], dict[str, Any]],
     transform: Transform | None = None, loss: Loss | None = None, callbacks: Sequence[TrainerCallback] = (),
     optimiser_factory: tuple[type[torch.optim.Optimizer], dict[str, Any]] | None = None, kind: type[Trainer] = Trainer,
-    **arguments: Any,
+    at_peak: float = 0.0, **arguments: Any,
 ) -> Fitted:
     """Train `model` in place, or go on with the run that `run` holds (a folder that `open_run` opened).
 
     examples: a sequence; transform: what is random about one, from its own generator; loss: instead of the model's own;
-    kind: a subclass with another `compute_loss`; arguments: passed on to TrainingArguments. Raises KeyboardInterrupt after a
-    signal, with a checkpoint written; SupremumError for what the user can mend.
+    kind: a subclass with another `compute_loss`; at_peak: as in `Watch`; arguments: passed on to TrainingArguments. Raises
+    KeyboardInterrupt after a signal, with a checkpoint written; SupremumError for what the user can mend.
     """
     if not len(examples):
         raise SupremumError("There are no training examples.", "Give more text, or a shorter length.")
@@ -185,7 +185,7 @@ def fit(
         settings = TrainingArguments(**(_arguments(recipe, run, steps, processes) | arguments))
         found = _agreed(newest_whole(run) if settings.process_index == 0 else None, processes)
         state = State(**json.loads((found / STATE).read_text())) if found else State()
-        watch = Watch(recipe, run, steps, state)
+        watch = Watch(recipe, run, steps, state, at_peak)
         drawn = Drawn(examples, steps * recipe.batch * recipe.accumulation, recipe.seed, transform)
         trainer = kind(model=model, args=settings, train_dataset=drawn, data_collator=collator, compute_loss_func=loss,
                        callbacks=[watch, *_tensorboard(recipe, run, found), *callbacks],

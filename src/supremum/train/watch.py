@@ -60,10 +60,11 @@ class State:
 
 
 class Watch(TrainerCallback):
-    """Fed by the trainer with every batch's loss and tokens; acts at the step's end."""
+    """Fed by the trainer with every batch's loss and tokens; acts at the step's end. at_peak: tokens/s if every operation ran
+    at the machine's peak rate, which MFU is a share of; 0 where it was not measured."""
 
-    def __init__(self, recipe: Training, run: Path, steps: int, state: State) -> None:
-        self.recipe, self.run, self.steps, self.state = recipe, run, steps, state
+    def __init__(self, recipe: Training, run: Path, steps: int, state: State, at_peak: float = 0.0) -> None:
+        self.recipe, self.run, self.steps, self.state, self.at_peak = recipe, run, steps, state, at_peak
         self.loss, self.tokens, self.stop, self.scaled = 0.0, 0, False, False
         self.stopped = False  # by a signal, all processes agreeing
         self._started = self._before = 0.0
@@ -147,7 +148,8 @@ class Watch(TrainerCallback):
     def _show(self, step: int) -> None:
         spent = time.perf_counter() - self._started
         rate = (self.state.tokens - self._from_tokens) / max(spent, 1e-9)
-        now = f"loss {self.state.recent[-1]:.3f}  {rate:,.0f} tokens/s" if self.state.recent else ""
+        share = f"  MFU {rate / self.at_peak:.0%}" if self.at_peak else ""
+        now = f"loss {self.state.recent[-1]:.3f}  {rate:,.0f} tokens/s{share}" if self.state.recent else ""
         if self._bar:
             self._bar.update(self._task, completed=step, now=now)
         elif spent - self._last_line > 15:
