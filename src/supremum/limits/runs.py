@@ -89,8 +89,8 @@ def _rows(file: Path) -> Iterable[tuple[str, dict[str, Any]]]:
 def _trained(row: dict[str, Any], file: Path) -> dict[str, Any]:
     """The run that a train.json tells of."""
     try:
-        return {"name": file.parent.name, "params": row["parameters"], "tokens": row["tokens"], "loss": row["held_out"]["loss"],
-                "unique_tokens": row["examples"] * row["inputs"]["recipe"]["length"], "seconds": row["seconds"]}
+        return {"name": file.parent.name, "params": row["parameters"], "tokens": row["tokens"], "seconds": row["seconds"],
+                "loss": row["held_out"]["loss"], "unique_tokens": row["examples"] * row["inputs"]["recipe"]["length"]}
     except (KeyError, TypeError) as error:
         raise SupremumError(f"{file}: is no {TRAINED} with a held-out loss ({type(error).__name__}: {error}).",
                             "Train with held_out above 0, or leave the run out.") from error
