@@ -25,7 +25,7 @@ from supremum.train.checkpoints import checkpoints
 from supremum.train.models import FAMILIES
 from supremum.train.pretrain import train
 from supremum.train.several import tune_several
-from supremum.train.trainer import check
+from supremum.train.trainer import _plain_failures, check
 from supremum.train.tune import tune
 from supremum.train.watch import Watch
 from tests.checkpoint.gguf_files import convert
@@ -120,6 +120,15 @@ def test_a_tracker_that_is_missing_is_refused_with_its_remedy(name: Any, monkeyp
     monkeypatch.setattr("supremum.train.trainer.find_spec", lambda package: None)
     with pytest.raises(SupremumError, match=rf"log_to: {name} is not installed.*pip install 'supremum\[{name}\]'"):
         check(training(log_to=name))
+
+
+def test_what_a_tracker_refuses_is_said_with_its_name(tmp_path: Path) -> None:
+    refusal = type("MlflowException", (Exception,), {"__module__": "mlflow.exceptions"})
+    with pytest.raises(SupremumError, match=r"log_to: mlflow fails \(no such store\)\. Set it up"), \
+            _plain_failures(tmp_path, "mlflow"):
+        raise refusal("no such store\nmore")
+    with pytest.raises(refusal), _plain_failures(tmp_path, "wandb"):
+        raise refusal("not its own")
 
 
 def test_curves_are_kept_beside_the_output_and_hold_each_step_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,

@@ -181,7 +181,7 @@ def fit(
         raise SupremumError(f"gradient_checkpointing: Transformers cannot compute blocks of a {_plain_name(model)} again.",
                             "Leave it out; lower batch and raise accumulation by the same factor to save memory.")
     transformers.utils.logging.disable_progress_bar()  # of writing checkpoints
-    with _plain_failures(run):
+    with _plain_failures(run, recipe.log_to):
         settings = TrainingArguments(**(_arguments(recipe, run, steps, processes) | arguments))
         found = _agreed(newest_whole(run) if settings.process_index == 0 else None, processes)
         state = State(**json.loads((found / STATE).read_text())) if found else State()
@@ -270,8 +270,8 @@ def _agreed(found: Path | None, processes: int) -> Path | None:
 
 
 @contextlib.contextmanager
-def _plain_failures(run: Path) -> Iterator[None]:
-    """Failures of the machine as causes and remedies."""
+def _plain_failures(run: Path, tracker: str) -> Iterator[None]:
+    """Failures of the machine and of the tracker as causes and remedies."""
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -288,3 +288,9 @@ def _plain_failures(run: Path) -> Iterator[None]:
                                 f"noticed).", f"Start the same command again: it goes on from the newest checkpoint in {run}."
                                 ) from error
         raise
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] != tracker:
+            raise
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise SupremumError(f"log_to: {tracker} fails ({first}).", "Set it up as its documentation says "
+                            "(MLFLOW_TRACKING_URI, WANDB_MODE=offline), or leave log_to out.") from error
