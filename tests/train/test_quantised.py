@@ -20,7 +20,7 @@ from supremum.train.quantised import QuantisedLinear, quantised_layers
 from supremum.train.several import tune_several
 from supremum.train.tasks import make
 from supremum.train.tune import tune
-from supremum.train.ways import Way, counts, merged, prepare
+from supremum.train.ways import Way, blocks, counts, merged, prepare
 from tests.train.test_options import quantised as quantised_base
 from tests.train.test_tune import recipe as tuning
 
@@ -138,6 +138,14 @@ def test_several_tasks_share_a_quantised_trunk(tiny_model: Callable[..., Path], 
     a, b = (load_file(tmp_path / "out" / name / "model.safetensors") for name in "ab")
     name = "bert.encoder.layer.0.attention.self.query.weight"
     assert torch.equal(a[name], b[name]) and not torch.equal(a[name], open_checkpoint(base).read(name).float())
+
+
+def test_only_layers_of_the_blocks_stay_quantised(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
+    """Heads and poolers are trained, or multiplied once a token: they are floats."""
+    checkpoint = open_checkpoint(quantised_base("compressed-tensors", "llama", tiny_model, tmp_path))
+    model = checkpoint.skeleton()
+    names = quantised.keep_quantised(model, blocks(model)[:1], checkpoint, {name: name for name in checkpoint.tensors})
+    assert len(names) == 7 and all(name.startswith("model.layers.0.") for name in names)
 
 
 def test_a_base_of_floats_is_refused_before_it_is_trained(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
