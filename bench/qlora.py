@@ -3,7 +3,7 @@
     python bench/qlora.py RECIPE DATA [--model small/model.gguf] [--steps 12] [--set KEY=VALUE ...]
 
 RECIPE: as for `supremum tune`, of a task that adapts a quantised base, such as examples/dialogsum-lora.yaml. The base's own
-size is that of its tensors; "as floats" is what its layers take in float32.
+size is that of its tensors; "as floats" is what they take in float32.
 """
 
 from __future__ import annotations
@@ -44,8 +44,7 @@ def main() -> None:
     changes = [f"steps={options.steps}", "epochs=null", *options.changes]
     changes += [f"model={options.model}"] if options.model else []
     base = str(load(options.recipe, Tune, changes).model)
-    opened = open_checkpoint(base)
-    tensors = opened.tensors.values()
+    tensors = open_checkpoint(base).tensors.values()
     floats = sum(4 * math.prod(info.shape) for info in tensors)
     print(f"{base}: {sum(info.nbytes for info in tensors) / 1e6:.0f} MB, as floats {floats / 1e6:.0f} MB")
     with tempfile.TemporaryDirectory() as folder:

@@ -39,7 +39,7 @@ from .runtime.verify import probe
 from .sizes import figure, format_size
 from .solve.cancellation import nearest
 from .stats.streaming import read_weight
-from .text.windows import context_length
+from .text.windows import fitting_length
 from .workspace import Workspace
 
 CONTEXT = 1024  # tokens that the cache holds, or as many as the model was made for
@@ -156,7 +156,7 @@ def measure_costs(checkpoint: Checkpoint, target: Target, menu: Menu, shapes: Ma
     def weight(name: str) -> torch.Tensor:
         return read_weight(checkpoint, name, turned[name])
 
-    context = min(CONTEXT, context_length(checkpoint) or CONTEXT)
+    context = fitting_length(checkpoint, CONTEXT)
 
     def step(plan: Mapping[str, str], name: str) -> Step:
         return Step(**workspace.json(f"{name}.json", partial(_measure, checkpoint, target, plan, weight, workspace,

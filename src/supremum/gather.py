@@ -23,7 +23,7 @@ from .stats.streaming import BlockStream, orientation, read_weight
 from .stats.sweep import HEAD_MOMENTS, moments, sweep, tokens
 from .text import calibration_and_held_out, fast_dtype, self_generated
 from .text.pairs import count, reads_pairs
-from .text.windows import context_length, spread
+from .text.windows import fitting_length, spread
 from .workspace import Workspace, write_atomic
 
 TOKENS, HELD_OUT_TOKENS = 16384, 4096
@@ -104,7 +104,7 @@ def damage(fisher: Tensor, change_OI: Tensor, image_OI: Tensor) -> float:
 
 def window_length(checkpoint: Checkpoint) -> int:
     """Tokens of a calibration window."""
-    return min(LENGTH, context_length(checkpoint) or LENGTH)
+    return fitting_length(checkpoint, LENGTH)
 
 
 def windows_of(checkpoint: Checkpoint, workspace: Workspace, text: list[str], tokens: int, held_out_tokens: int,

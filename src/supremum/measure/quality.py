@@ -15,7 +15,7 @@ from ..errors import SupremumError
 from ..progress import phase
 from ..text import self_generated, tokens_from_text
 from ..text.pairs import begin, reads_pairs
-from ..text.windows import check_one_text, context_length
+from ..text.windows import check_one_text, fitting_length
 from .answers import Answers, score
 from .cache import KIVI, CacheQuality, cache_bytes, evaluate_cache
 from .details import Details, details
@@ -152,8 +152,9 @@ def evaluate_cache_files(model: str | Path, reference: str | Path | None, types:
     check_one_text(candidate)
     original = open_checkpoint(reference) if reference is not None else None
     _same_vocabulary(candidate, original)
+    length = _length(original or candidate, length, tokens)
     if types[0] not in KIVI:
-        cache_bytes(candidate.config, types, _length(original or candidate, length, tokens))  # before the long work
+        cache_bytes(candidate.config, types, length)  # before the long work
     return evaluate_cache(candidate, original, _windows(original or candidate, text, tokens, length, seed), types)
 
 
@@ -170,7 +171,7 @@ def _windows(source: Any, text: Sequence[str | Path] | None, tokens: int, length
 
 def _length(source: Any, length: int | None, tokens: int) -> int:
     """Tokens of a window."""
-    return length or min(LENGTH, tokens, context_length(source) or LENGTH)
+    return length or min(tokens, fitting_length(source, LENGTH))
 
 
 def evaluate_files(model: str | Path, reference: str | Path | None = None, *,

@@ -126,6 +126,11 @@ def context_length(checkpoint: Any) -> int | None:
     return limit
 
 
+def fitting_length(checkpoint: Any, most: int) -> int:
+    """`most` tokens, or as many as the model can attend over."""
+    return min(most, context_length(checkpoint) or most)
+
+
 def check_one_text(checkpoint: Any) -> None:
     """Refuse encoder-decoders where windows of one text are what is measured."""
     if getattr(checkpoint.config, "is_encoder_decoder", False):

@@ -27,6 +27,7 @@ from torch import distributed as dist
 
 from .. import __version__
 from ..errors import SupremumError
+from ..limits.runs import TRAINED as FILE  # in a result: how it was trained
 from ..plain import plain
 from ..progress import note, phase
 from ..text.packed import fingerprint, read_index
@@ -41,7 +42,6 @@ from .recipe import Training, limits, load
 from .result import check_out, put_document, standing
 from .trainer import Fitted, check, fit, open_run, world
 
-FILE = "train.json"
 PRODUCTS = {"fp32": "float32", "tf32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 HELD_MOST = 512  # chunks that the held-out loss is taken on
 

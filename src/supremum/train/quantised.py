@@ -18,10 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoint import Checkpoint
+from ..checkpoint.hf import SINGLE
 from ..checkpoint.safetensors_file import DTYPES, SafetensorsFile
 from ..checkpoint.write_safetensors import SafetensorsWriter, Spec
-
-WEIGHTS = "model.safetensors"
 
 
 class QuantisedLinear(nn.Linear):
@@ -131,7 +130,7 @@ def write_missing(model: nn.Module, folder: Path) -> None:
     layers = {f"{name}.weight": layer for name, layer in quantised_layers(model).items()}
     if not layers:
         return
-    path = folder / WEIGHTS
+    path = folder / SINGLE
     there = SafetensorsFile(path)
     specs = [Spec(name, DTYPES[entry.dtype], entry.shape) for name, entry in there.entries.items()]
     specs += [Spec(name, torch.float32, (layer.out_features, layer.in_features)) for name, layer in layers.items()]

@@ -30,7 +30,7 @@ from .result import check_out, put_document, standing
 from .sections import Common, Data, TaskSection, Tune, settings_of
 from .tasks import Task, make
 from .trainer import Trainer, check_alone, fit, open_run
-from .tune import FILE, Tuned, bare_words, check_before, digests, leaks, put, splits, table
+from .tune import FILE, Tuned, check_before, digests, leaks, learnt_by, put, splits, table
 from .watch import State
 from .ways import counts, merged, prepare, trunk
 
@@ -147,7 +147,7 @@ def tune_several(path: str | Path, data: str | Path = ".", out: str | Path | Non
         check_before(recipe.alone(name), task, f"{path}: tasks.{name}")
     with phase("read rows"):
         rows = {name: splits(task, recipe.alone(name), folder) for name, task in tasks.items()}
-    learnt = {bare_words(task.text(row)) for name, task in tasks.items() for row in rows[name][0]}  # the trunk sees all
+    learnt = set().union(*(learnt_by(task, rows[name][0]) for name, task in tasks.items()))  # the trunk sees all
     leaked = {name: leaks(task, learnt, valid=rows[name][1], test=rows[name][2]) for name, task in tasks.items()}
     loaded = {name: load_base(base, task, recipe.seed, quantised=recipe.way.name == "qlora") for name, task in tasks.items()}
     models, tokenizer = [model for model, *_ in loaded.values()], loaded[names[0]][1]

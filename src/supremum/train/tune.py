@@ -123,7 +123,7 @@ def tune(path: str | Path, data: str | Path = ".", out: str | Path | None = None
                           recipe.data.kind if recipe.source.kind == "as data" else recipe.source.kind,
                           recipe.data.missing == "drop")
             task.check(others)
-    leaked = leaks(task, set(map(bare_words, map(task.text, [*train, *others]))), valid=valid, test=test)
+    leaked = leaks(task, learnt_by(task, [*train, *others]), valid=valid, test=test)
     for name, count in leaked.items():
         if count:
             note(f"{count} of {len(valid if name == 'valid' else test)} {name} rows also stand in the training text.")
@@ -233,6 +233,11 @@ def digests(**parts: Sequence[Row]) -> dict[str, str]:
 
 def said_of(model: str | Model) -> str:
     return model if isinstance(model, str) else f"{model.family} from scratch"
+
+
+def learnt_by(task: Task, rows: Sequence[Row]) -> set[str]:
+    """What a model learns from training rows, as `leaks` looks for it."""
+    return {bare_words(task.text(row)) for row in rows}
 
 
 def leaks(task: Task, learnt: Set[str], **parts: Sequence[Row]) -> dict[str, int]:

@@ -16,7 +16,7 @@ from .recipe import again
 from .rows import Row, digest
 from .sections import Tune, settings_of
 from .tasks import Task, make
-from .tune import FILE, bare_words, leaks, splits
+from .tune import FILE, leaks, learnt_by, splits
 
 
 @dataclass(frozen=True)
@@ -104,5 +104,5 @@ def known(path: Path, data: Path | None, *, asked: str, option: str) -> Known:
         raise SupremumError(f"{folder}: its training rows have the labels {has}, the model has {own}.",
                             f"Name the folder that it was tuned on with {option}.")
     as_tuned = digest(test) in found.tests
-    leaked = found.leaked if as_tuned else leaks(task, set(map(bare_words, map(task.text, train))), test=test)["test"]
+    leaked = found.leaked if as_tuned else leaks(task, learnt_by(task, train), test=test)["test"]
     return Known(task, found.recipe, {"valid": valid, "test": test}, train, leaked, as_tuned)

@@ -21,14 +21,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
-from transformers.pytorch_utils import Conv1D
 
 from ..errors import SupremumError
+from ..stats.streaming import LINEAR
 from .quantised import fold_adapters, quantised_layers
 from .recipe import limits
 
 ADAPTERS = ("lora", "qlora", "adalora", "ia3", "prompt")  # ways that are PEFT's
-LINEAR = (nn.Linear, Conv1D)  # the second is GPT-2's, transposed
 TRAINED, RANKS = "trained", "ranks"  # kinds of entries of an adapter's state
 IMPORTANCE = ("ipt", "exp_avg_ipt", "exp_avg_unc")  # the others: AdaLoRA's running means, as PEFT's allocator names them
 
