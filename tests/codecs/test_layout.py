@@ -146,6 +146,12 @@ def test_negative_zero_is_zero() -> None:
     assert torch.equal(codec.unpack(tensors, (1, 32))[0], codes_OI)
 
 
+@pytest.mark.parametrize("size", [1e-38, 1e-30, 1e-20, 1.0])
+def test_every_nvfp4_scale_has_an_inverse(size: float) -> None:
+    scale_OG = codecs.get("nvfp4-g16").project(torch.tensor([[size, 0.0], [0.3 * size, size]]), None).scale_OG
+    assert (1 / scale_OG).isfinite().all() and (scale_OG > 0).all()
+
+
 @pytest.mark.parametrize("size", [1e-6, 0.011, 0.44, 0.45, 0.49, 300.0])
 def test_the_largest_nvfp4_scale_is_not_clipped(size: float) -> None:
     scale_OG = torch.tensor([[size, size / 100]])

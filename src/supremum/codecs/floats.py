@@ -126,7 +126,7 @@ class Nvidia(Float):
         """The nearest E4M3 scales above zero, without sign."""
         assert offset_OG is None and not scale_OG.isnan().any(), self.name
         scale_OG = (scale_OG.float().abs() * self.unit).clamp(max=2.0**HIGH)
-        fraction, exponent = torch.frexp(scale_OG.amax().clamp_min(2.0**LOW))
+        fraction, exponent = torch.frexp(scale_OG.amax().clamp_min(2.0**(LOW + 18)))  # the least is 2^LOW, too
         power = 9 - exponent - (fraction > E4M3_MAX / 512).int()  # the largest scale times 2^power: above 224, at most 448
         return self._grid(scale_OG, power.expand(len(scale_OG), 1).contiguous())
 
