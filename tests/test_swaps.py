@@ -69,7 +69,7 @@ def test_a_swap_is_one_up_and_another_down_within_the_slack(made: list[Any], sla
         up, down = units[u].options[i], units[v].options[j]
         assert u != v and up.nbytes > chosen[u].nbytes and up.nats < chosen[u].nats and down.nbytes < chosen[v].nbytes
         assert up.nbytes - chosen[u].nbytes + down.nbytes - chosen[v].nbytes <= slack
-        gains.append(up.nats - chosen[u].nats + down.nats - chosen[v].nats)
+        gains.append((up.nats - chosen[u].nats) + (down.nats - chosen[v].nats))  # summed as they are sorted
     assert gains == sorted(gains)
 
 
