@@ -3,8 +3,7 @@
     python bench/lighter.py REFERENCE OUT --noise 0.29
 
 REFERENCE: SmolLM2-135M-Instruct with one grid step of uniform noise on its linear layers; the weights below are those of the
-demo model. W = W_demo + NOISE (W_reference - W_demo), in bfloat16. At 0.29 OUT has the perplexity of published results
-whose reference had less noise (docs/peers.md).
+demo model. W = W_demo + NOISE (W_reference - W_demo), in bfloat16: whether a comparison owes anything to the noise.
 """
 
 from __future__ import annotations
