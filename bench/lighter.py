@@ -23,13 +23,13 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--noise", type=float, default=0.29, help="share of the reference's")
     args = parser.parse_args()
+    shutil.copytree(args.reference, args.out, ignore=shutil.ignore_patterns("model.safetensors"))
     original = open_checkpoint("demo")
     weights = load_file(args.reference / "model.safetensors")
     for name, noisy_OI in weights.items():
         if "_proj." in name:  # the others have no noise
             weight_OI = original.read(name).float()
             weights[name] = weight_OI.lerp(noisy_OI.float(), args.noise).to(noisy_OI.dtype)
-    shutil.copytree(args.reference, args.out)
     save_file(weights, args.out / "model.safetensors", metadata={"format": "pt"})
 
 
