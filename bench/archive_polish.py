@@ -29,11 +29,10 @@ from supremum.checkpoint import open_checkpoint
 from supremum.codecs.lattice import CLASSES, Lattice
 from supremum.codecs.rans import LARGEST
 from supremum.codecs.trellis import DISTORTION, symbols
-from supremum.fill import OUTPUT_DAMPING
 from supremum.gather import damage, gather, gather_fisher
 from supremum.limits import Curve, spectrum
 from supremum.limits import metric as analysed
-from supremum.solve.cancellation import DAMPING, Metric, damped
+from supremum.solve.cancellation import DAMPING, OUTPUT_DAMPING, Metric, damped
 from supremum.solve.water import BEFORE_S22, RATE, Outputs, Spread, _search, normal_bits, water
 from supremum.stats.sweep import moments, tokens
 from supremum.workspace import Workspace
@@ -108,7 +107,7 @@ def main() -> None:
                 theta, began = 2.0 ** curve.level_at_bits(args.bits - 0.25), time.process_time()
                 before = water(weight_OI, metric, Outputs.of(fisher, OUTPUT_DAMPING), theta, Spread.of(weight_OI)).lattice
                 solved = time.process_time()
-                fisher_OO = damped(fisher.float(), OUTPUT_DAMPING)
+                fisher_OO = damped(fisher.float(), OUTPUT_DAMPING) / (1 + OUTPUT_DAMPING)
                 after, taken = polished(before, weight_OI, metric, fisher_OO, theta, args.rounds)
                 polish = time.process_time() - solved
                 bits, nats, gaps = [], [], []

@@ -1,10 +1,11 @@
 """What each part of the archive's solver is worth, and how fast its integers are decoded.
 
-    python bench/water.py MODEL CALIBRATION_TEXT TEST_TEXT [--bits 3 --tokens 24576 --windows 16]
+    python bench/water.py MODEL CALIBRATION_TEXT TEST_TEXT [--bits 3 --tokens 24576 --windows 16] [--ways columns ...]
 
 Every linear layer of the blocks is solved at the water level that gives the bits (as written, tables included): with the
 columns' steps alone (WaterSIC, each layer at its own mean Fisher), with rows' steps by diag B, with feedback between rows by
-B, and the last under other dampings of S. KL on the first windows of the test text, block by block. Then one core's speed.
+B, and the last under other dampings of S and of B. KL on the first windows of the test text, block by block. Then one core's
+speed.
 """
 
 from __future__ import annotations
@@ -43,8 +44,11 @@ def rows(fisher: torch.Tensor, damping: float) -> Outputs:
     return Outputs.of(fisher.diagonal().clone() if fisher.ndim == 2 else fisher, damping)
 
 
-WAYS = {"columns": (columns, 0.1), "rows by diag B": (rows, 0.1), "feedback between rows by B": (Outputs.of, 0.1),
-        "damping 0.03": (Outputs.of, 0.03), "damping 0.3": (Outputs.of, 0.3)}
+WAYS = {"columns": (columns, 0.1, 1.0), "rows by diag B": (rows, 0.1, 1.0),
+        "feedback between rows by B": (Outputs.of, 0.1, 1.0),
+        "S damped by 0.03": (Outputs.of, 0.03, 1.0), "S damped by 0.3": (Outputs.of, 0.3, 1.0),
+        "B damped by 0.01": (Outputs.of, 0.1, 0.01), "B damped by 0.1": (Outputs.of, 0.1, 0.1),
+        "B damped by 0.4": (Outputs.of, 0.1, 0.4), "B damped by 3": (Outputs.of, 0.1, 3.0)}
 
 
 def main() -> None:
@@ -55,6 +59,7 @@ def main() -> None:
     parser.add_argument("--bits", type=float, default=3.0)
     parser.add_argument("--tokens", type=int, default=24576)
     parser.add_argument("--windows", type=int, default=16)
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
     args = parser.parse_args()
     checkpoint, kind = open_checkpoint(args.model), target("archive")
     with tempfile.TemporaryDirectory() as scratch:
@@ -67,8 +72,10 @@ def main() -> None:
         test = read_windows(checkpoint, [args.test], length=512, wanted=args.windows)[:args.windows]
         reference = final_hidden(gathered.stream, test)
         print("| way | bits | KL | +- | at the bits asked for | solved in s |\n|---|---|---|---|---|---|", flush=True)
-        for way, (outputs, damping) in WAYS.items():
-            fill.Outputs, fill.DAMPING = SimpleNamespace(of=outputs), damping  # type: ignore[misc, assignment]
+        for way in args.ways:
+            outputs, damping, output_damping = WAYS[way]
+            fill.Outputs = SimpleNamespace(of=outputs)  # type: ignore[misc, assignment]
+            fill.DAMPING, fill.OUTPUT_DAMPING = damping, output_damping  # type: ignore[misc]
             for attempt in range(3):
                 start = time.perf_counter()
                 solved = fill.solve_level(gathered, kind, names, math.log2(level), f"{way}{attempt}", drift=False)  # type: ignore[arg-type]

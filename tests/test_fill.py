@@ -11,11 +11,12 @@ import torch
 from supremum import Budget, open_checkpoint, optimize
 from supremum.checkpoint.write_archive import ArchiveTarget
 from supremum.errors import BudgetError, SupremumError
-from supremum.fill import OUTPUT_DAMPING, _solve_table, solve_level
+from supremum.fill import _solve_table, solve_level
 from supremum.gather import gather, gather_fisher
 from supremum.limits import Curve
 from supremum.pipeline import store_without_loss
 from supremum.report import read_document
+from supremum.solve.water import RARE
 from supremum.stats.fisher import HEAD_FISHER, shrunk
 from supremum.stats.sweep import HEAD_MOMENTS, moments
 from supremum.workspace import Workspace
@@ -172,5 +173,5 @@ def test_rows_of_tables_are_as_fine_as_they_matter(tied, tiny_model, text, tmp_p
         matters[head] = fisher_O
     for name, weight_O in matters.items():
         step_O = _solve_table(gathered, name, 1e-6)[name].lattice.frame.row_O.double()  # eighths of an octave
-        wanted_O = -4 * (weight_O / weight_O.mean() + OUTPUT_DAMPING).log2()
+        wanted_O = -4 * (weight_O / weight_O.mean() + RARE).log2()
         assert wanted_O.max() - wanted_O.min() > 4 and (step_O - wanted_O).std() < 0.5, name

@@ -97,6 +97,22 @@ def test_an_archive_is_nearer_than_integers_of_a_fixed_length(model, text, tmp_p
     assert left < fixed.parts["an entropy code, fewer scales, rows' weights"] - 0.3
 
 
+def test_a_coarse_embedding_is_a_part_of_its_own(model, text, tmp_path):  # noqa: F811
+    """As much as the limit falls by when the same layers have the original's embedding."""
+    checkpoint = open_checkpoint(model)
+    coded = {name: nearest(checkpoint.read(name).float(), codecs.get("Q8_0")) for name in inner(checkpoint)}
+    tables = BlockStream(checkpoint, dtype=torch.float32).tables()
+    both = coded | {name: nearest(checkpoint.read(name).float(), codecs.get("Q4_0")) for name in tables}
+    kept, coarse = (measured(target("gguf").write(checkpoint, every, tmp_path / name), model, text)
+                    for name, every in (("kept", coded), ("coarse", both)))
+    part = "a finer embedding and head"
+    assert kept.parts[part] == 0 and coarse.parts[part] > 0.5
+    assert coarse.parts[part] == pytest.approx(kept.least_bits - coarse.least_bits)
+    assert sum(coarse.parts.values()) == pytest.approx(coarse.gap, abs=1e-6)
+    missed = "what the layers' sum misses"
+    assert coarse.parts[missed] == pytest.approx(kept.parts[missed], abs=1e-6)
+
+
 def test_trained_norms_are_part_of_a_file_and_of_what_the_sum_misses(model, text, tmp_path):  # noqa: F811
     checkpoint, codec = open_checkpoint(model), codecs.get("int4-g64")
 

@@ -31,7 +31,7 @@ from .measure.streamed import streamed_quality
 from .planning import Reached
 from .progress import note, phase
 from .sizes import format_size
-from .solve.cancellation import DAMPING, Metric, one_thread, side_by_side
+from .solve.cancellation import DAMPING, OUTPUT_DAMPING, Metric, one_thread, side_by_side
 from .solve.candidates import Matrix, read_matrix, save_matrices
 from .solve.final import solve_final
 from .solve.gains import Trained, train_gains
@@ -40,7 +40,6 @@ from .stats.fisher import HEAD_FISHER, gradient_file, shrunk
 from .stats.sweep import HEAD_MOMENTS, moments
 from .text.pairs import answering
 
-OUTPUT_DAMPING = 0.01  # share of mean(diag B) added to B
 START_BITS = 0.45  # a weight above the limit: where the search for the level begins, no more
 LEAST_BITS = 0.1  # a weight: an archive of fewer would say nothing of the model
 MOST_BITS = 6.0  # a weight: above, ever more numbers have no symbol (codecs/rans.py), and nothing is left to gain

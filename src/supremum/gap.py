@@ -6,7 +6,8 @@ limit by
 
     b - R(k) =   mean_l (b_l - R_l(n_l))                   each layer's own gap, in the metric of S and B
                + (mean_l R_l(n_l) - R(sum n))              the same damage, shared out otherwise (one water level)
-               + (R(sum n) - R(k))                         what the sum of the layers' damages misses of the measured KL
+               + (R(sum n) - R(k'))                        what the sum of the layers' damages misses of the measured KL
+               + (R(k') - R(k))                            the embedding and the head: k' is the KL with the original's
 
 and a layer's own gap is
 
@@ -23,7 +24,7 @@ stored numbers (limits/entropy.py).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -37,6 +38,7 @@ from .gather import Gathered, damage
 from .limits import Curve, LayerSpectrum
 from .limits.entropy import FLOATS, float_bits
 from .limits.waterfill import SHAPING_BITS
+from .measure.scores import Quality
 from .measure.streamed import final_hidden, streamed_quality
 from .progress import track
 from .stats.sweep import moments
@@ -88,17 +90,23 @@ def gap_of(gathered: Gathered, file: Checkpoint) -> FileGap:
         if len(info.shape) == 1 and info.kind in DTYPES and _moved(file.read(name), original.read(name)) > MOVED:
             remark = f"{name} is another: the file was smoothed, or its norms tuned. Layers cannot be compared one by one."
     reference = final_hidden(gathered.stream, gathered.held_out)
-    quality = streamed_quality(gathered.stream, gathered.held_out, reference,
-                               lambda name: gathered.weight(name, file) if name in gathered.shapes else
-                               file.read(name) if name in file.tensors else None, "measure the file",
-                               lambda name: file.tensors[name].kind if name in file.tensors else None)
-    kl = max(quality.kl_mean or 0.0, 1e-12)
+
+    def quality(kept: Collection[str] = ()) -> Quality:
+        """Of the file with the original's tensors `kept`."""
+        own = {name for name in file.tensors if name not in kept}
+        return streamed_quality(gathered.stream, gathered.held_out, reference,
+                                lambda name: None if name not in own else
+                                gathered.weight(name, file) if name in gathered.shapes else file.read(name),
+                                "measure the file", lambda name: file.tensors[name].kind if name in own else None)
+
+    found = quality()
+    kl = max(found.kl_mean or 0.0, 1e-12)
     spectra = list(gathered.spectra())
     curve = Curve(spectra)
     weights = curve.weights
     bits = {layer.name: 8 * file.tensors[layer.name].nbytes / layer.weights for layer in spectra}
     spent, measured = sum(bits[layer.name] * layer.weights for layer in spectra) / weights, _least(curve, kl)
-    whole = FileGap(file.source, original.source, spent, kl, quality.kl_se or 0.0, measured, spent - measured, {}, [], remark)
+    whole = FileGap(file.source, original.source, spent, kl, found.kl_se or 0.0, measured, spent - measured, {}, [], remark)
     if remark:
         return whole
     nats, feedback = _damage(gathered, file, spectra)
@@ -113,15 +121,19 @@ def gap_of(gathered: Gathered, file: Checkpoint) -> FileGap:
     def mean(values: Mapping[str, float]) -> float:
         return sum(values[layer.name] * layer.weights for layer in spectra) / weights
 
+    tables = [name for name in gathered.stream.tables()
+              if not torch.equal(gathered.weight(name, file), gathered.weight(name))]
+    apart = _least(curve, max(quality(tables).kl_mean or 0.0, 1e-12)) if tables else measured
     own, together = mean(least), _least(curve, sum(nats.values()))
-    shaping = mean({layer.name: SHAPING_BITS - (file.tensors[layer.name].kind == "lattice") * GAIN / 20 * math.log2(10)
-                    for layer in spectra})
+    kinds = {layer.name: file.tensors[layer.name].kind for layer in spectra}
+    shaping = mean({name: (kind not in FLOATS) * SHAPING_BITS - (kind == "lattice") * GAIN / 20 * math.log2(10)
+                    for name, kind in kinds.items()})
     rest = mean(bits) - own - shaping - mean(feedback)
-    coded = all(file.tensors[layer.name].kind == "lattice" for layer in spectra)
+    coded = all(kind == "lattice" for kind in kinds.values())
     remedy = "less side information, a closer entropy code" if coded else "an entropy code, fewer scales, rows' weights"
     parts = {"a water level for all layers": own - together, "error feedback": mean(feedback), remedy: rest,
              "a perfect code instead of integers or a trellis": shaping,
-             "what the layers' sum misses": together - measured}
+             "what the layers' sum misses": together - apart, "a finer embedding and head": apart - measured}
     return replace(whole, parts=parts, layers=layers)
 
 

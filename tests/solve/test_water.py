@@ -14,12 +14,12 @@ from supremum.codecs.lattice import CLASSES, OCTAVE, UNIT
 from supremum.codecs.trellis import DISTORTION, NEXT_S2, symbols
 from supremum.limits import Curve
 from supremum.limits.information import spectrum
-from supremum.solve.cancellation import Metric, damped
-from supremum.solve.water import RATE, WINDOW, Outputs, Spread, Watered, normal_bits, water
+from supremum.solve.cancellation import Metric
+from supremum.solve.water import RARE, RATE, WINDOW, Outputs, Spread, Watered, normal_bits, water
 
 from . import reference
 
-DAMPING = 0.01
+DAMPING = 0.1
 
 
 def case(seed: int = 0, rows: int = 40, columns: int = 96) -> tuple[torch.Tensor, Metric, torch.Tensor]:
@@ -37,8 +37,8 @@ def solve(weight_OI: torch.Tensor, metric: Metric, fisher: torch.Tensor, level: 
 def whole(fisher: torch.Tensor) -> torch.Tensor:
     """B (O, O) as the solver takes it, float64."""
     if fisher.ndim == 1:
-        return torch.diag(fisher + DAMPING * fisher.mean()).double()
-    return damped(fisher.float(), DAMPING).double()
+        return torch.diag(fisher + RARE * fisher.mean()).double()
+    return ((fisher + DAMPING * torch.diag(fisher.diagonal())) / (1 + DAMPING)).double()
 
 
 def paths(weight_OI: torch.Tensor, metric: Metric, fisher: torch.Tensor, found: Watered) -> np.ndarray:

@@ -33,6 +33,7 @@ from .scales import codes_of, nearest_levels, refit
 Result = TypeVar("Result")
 BLOCK = 64
 DAMPING = 0.1  # share of diag(S) added to S: less fits the calibration text and not the next (bench/ridge.py)
+OUTPUT_DAMPING = 1.0  # share of diag(B) added to B: less fits the few sequences that B was seen on (bench/ridge.py, water.py)
 FLOOR = 1e-6  # share of mean(diag S) added besides, so that what was hardly ever seen can be factored
 
 

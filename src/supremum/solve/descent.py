@@ -24,13 +24,12 @@ from torch import Tensor
 
 from ..codecs import Codec, Coded, Grid, decode_grid
 from . import vectors
-from .cancellation import damped, pick_rows, rows_of
+from .cancellation import OUTPUT_DAMPING, damped, pick_rows, rows_of
 from .scales import code_table, codes_of, refit
 
 ROUNDS = 2  # over all rows; a third buys hardly anything
 SWEEPS = 2  # over the columns of a row, each time that its turn comes
 BLOCK = 64  # rows whose scales are fitted, and whose g is computed, together
-OUTPUT_DAMPING = 1.0  # share of diag(B) added to B: less fits the few sequences that B was seen on (bench/ridge.py)
 
 
 def descend(coded: Coded, target_OI: Tensor, metric_II: Tensor, fisher: Tensor, *, rounds: int = ROUNDS) -> Coded:

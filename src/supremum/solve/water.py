@@ -48,6 +48,7 @@ from .cancellation import Metric, damped, inverse_factor
 
 BLOCK = 32  # rows whose errors are handed on together
 RATE = 2 * math.log(2) * DISTORTION
+RARE = 0.01  # of the mean, added to the Fisher of rows that are taken apart: some came hardly ever in the text
 WINDOW = 128  # columns in which survivors differ: 64 cost 0.02 bit
 REACH = 120  # eighths of an octave that a frame's vector may leave its median by
 MOST_STEPS = 1 << 14  # that the largest weight of a column may take: a huge S_ii asks for more than int16 holds
@@ -65,11 +66,11 @@ class Outputs:
 
     @classmethod
     def of(cls, fisher: Tensor, damping: float) -> Outputs:
-        """`fisher`: B (O, O), or its diagonal (O,)."""
+        """`fisher`: B (O, O), of which what lies beside the diagonal is divided by 1 + damping; or its diagonal (O,)."""
         if fisher.ndim == 1:
-            floor = fisher.double().mean().clamp_min(1e-300) * damping
+            floor = fisher.double().mean().clamp_min(1e-300) * RARE
             return cls(torch.arange(len(fisher)), (fisher.double() + floor).rsqrt(), None)
-        fisher_OO = damped(fisher.float(), damping)
+        fisher_OO = damped(fisher.float(), damping) / (1 + damping)
         order_O = torch.argsort(fisher_OO.diagonal(), stable=True)
         factor_OO = inverse_factor(fisher_OO[order_O][:, order_O])
         pivot_O = factor_OO.diagonal()
