@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import ctypes
+from pathlib import Path
+
 import gguf
 import numpy as np
 import pytest
 import torch
+import xllamacpp
 from torch import Tensor
 
 from supremum import codecs
+from supremum.checkpoint.gguf_types import KINDS
 from supremum.codecs import decode_grid
 from supremum.codecs.gguf_blocks import Blocks, Plane
 from supremum.codecs.gguf_k import share
@@ -16,11 +21,17 @@ from supremum.codecs.gguf_k import share
 from .test_contract import SEED, absmax, nearest, wishes
 
 K_TYPES = ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS"]
-TYPES = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "MXFP4", *K_TYPES]
+TYPES = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "MXFP4", "Q2_0", *K_TYPES]
+GGML = ctypes.CDLL(str(next(Path(xllamacpp.__file__).parent.glob("*.so"))))  # for what the `gguf` library does not know yet
 
 
 def reference(blocks: Tensor, name: str) -> Tensor:
-    return torch.from_numpy(gguf.dequantize(blocks.numpy(), gguf.GGMLQuantizationType[name]))
+    if name != "Q2_0":
+        return torch.from_numpy(gguf.dequantize(blocks.numpy(), gguf.GGMLQuantizationType[name]))
+    decoded_OI = torch.empty(len(blocks), blocks.shape[1] // 18 * 64)
+    GGML.dequantize_row_q2_0(*map(ctypes.c_void_p, (blocks.contiguous().data_ptr(), decoded_OI.data_ptr())),
+                             ctypes.c_int64(decoded_OI.numel()))
+    return decoded_OI
 
 
 def foreign(name: str, rows: int, blocks: int) -> Tensor:
@@ -41,9 +52,9 @@ def foreign(name: str, rows: int, blocks: int) -> Tensor:
 @pytest.mark.parametrize("name", TYPES)
 def test_sizes_are_ggml_s(name: str) -> None:
     codec = codecs.get(name)
-    block, nbytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[name]]
-    assert codec.block == block
-    assert codec.nbytes((7, 3 * block)) == 7 * 3 * nbytes
+    block, nbytes = KINDS[name].block, KINDS[name].nbytes
+    assert GGML.ggml_blck_size(KINDS[name].number) == block == codec.block
+    assert GGML.ggml_type_size(KINDS[name].number) == nbytes and codec.nbytes((7, 3 * block)) == 7 * 3 * nbytes
 
 
 @pytest.mark.parametrize("name", TYPES)

@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from gguf import GGMLQuantizationType
 from safetensors.torch import load_file, save_file
 
 from supremum import codecs
 from supremum.checkpoint import open_checkpoint
 from supremum.checkpoint.gguf_layout import Layout
+from supremum.checkpoint.gguf_types import KINDS
 from supremum.checkpoint.targets import target
 from supremum.errors import SupremumError
 from supremum.runtime import load, names
@@ -55,7 +55,7 @@ def test_llama_cpp_answers_as_we_decode(family, tiny_model, tmp_path):
     assert proof.positions == 12 and proof.prefill_tokens_per_second > 0 and proof.decode_tokens_per_second > 0
 
 
-@pytest.mark.parametrize("codec", [name for name in codecs.names() if name in GGMLQuantizationType.__members__])
+@pytest.mark.parametrize("codec", [name for name in codecs.names() if name in KINDS])
 def test_llama_cpp_runs_every_block_type(codec, tiny_model, tmp_path):
     checkpoint = open_checkpoint(tiny_model("llama", "bfloat16", hidden_size=256, num_attention_heads=8))
     coded = compressed(checkpoint, codec)

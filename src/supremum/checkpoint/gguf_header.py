@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
+from gguf import GGUFValueType
 
 from ..errors import CheckpointError
+from .gguf_types import NUMBERED, Kind
 from .safety import regular
 
 MAX_PAIRS = 1 << 16
@@ -48,7 +49,7 @@ class GGUFTensor:
 
     name: str
     shape: tuple[int, ...]
-    type: GGMLQuantizationType
+    type: Kind
     offset: int
     nbytes: int
 
@@ -162,15 +163,13 @@ def _tensor(cursor: _Cursor, number: int) -> GGUFTensor:
         raise cursor.refuse(f"{what} has {dims} dimensions")
     shape = struct.unpack(f"<{dims}Q", cursor.take(8 * dims, what))
     code, offset = cursor.unsigned(4, what), cursor.unsigned(8, what)
-    if code not in GGMLQuantizationType._value2member_map_:
+    if (kind := NUMBERED.get(code)) is None:
         raise cursor.refuse(f"{what} has the unknown type {code}")
-    kind = GGMLQuantizationType(code)
     if min(shape) < 1 or math.prod(shape) > 1 << 50:
         raise cursor.refuse(f"{what} has the impossible shape {shape[::-1]}")
-    block, size = GGML_QUANT_SIZES[kind]
-    if shape[0] % block:
-        raise cursor.refuse(f"{what} has rows of {shape[0]} weights; {kind.name} stores blocks of {block}")
-    return GGUFTensor(name, shape[::-1], kind, offset, math.prod(shape) // block * size)
+    if shape[0] % kind.block:
+        raise cursor.refuse(f"{what} has rows of {shape[0]} weights; {kind.name} stores blocks of {kind.block}")
+    return GGUFTensor(name, shape[::-1], kind, offset, math.prod(shape) // kind.block * kind.nbytes)
 
 
 def _placed(cursor: _Cursor, metadata: dict[str, Any], raw: list[GGUFTensor]) -> dict[str, GGUFTensor]:

@@ -1,6 +1,7 @@
 """GGUF files: the header parsed here, each tensor read and decoded alone, rows put back into the state dict's order.
 
-Names, row order and shifts are those of `gguf_layout`, inverted; block formats are decoded by the `gguf` library.
+Names, row order and shifts are those of `gguf_layout`, inverted; block formats are decoded by the `gguf` library, and by
+ours where it does not know them.
 """
 
 from __future__ import annotations
@@ -9,11 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from gguf import GGMLQuantizationType, dequantize
+from gguf import dequantize
 from gguf.quants import _type_traits
 from torch import Tensor
 from transformers import PretrainedConfig
 
+from .. import codecs
+from ..codecs import Coded
 from ..errors import CheckpointError
 from .architecture import TensorInfo, build, short_reason
 from .gguf_config import ROPE_TENSORS, read_config
@@ -23,12 +26,8 @@ from .gguf_tokenizer import build_tokenizer
 from .opened import Checkpoint
 from .safetensors_file import read_into
 
-PLAIN = {
-    GGMLQuantizationType.F64: torch.float64,
-    GGMLQuantizationType.F32: torch.float32,
-    GGMLQuantizationType.F16: torch.float16,
-    GGMLQuantizationType.BF16: torch.bfloat16,
-}
+PLAIN = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+DECODED = {kind.name: kind for kind in _type_traits}  # by the library
 CHUNK = 1 << 22  # weights decoded at once: the decoders make several float32 copies
 
 
@@ -45,7 +44,7 @@ class GGUFStore:
             place = left.pop(self._layout.name(name), None)
             if place is None:
                 continue  # tied, or missing: `resolve` knows which
-            if place.type not in PLAIN and place.type not in _type_traits:
+            if place.type.name not in (*PLAIN, *DECODED, *codecs.names()):
                 raise CheckpointError(f"{path}: tensor {place.name} is {place.type.name}, which cannot be decoded.",
                                       "Upgrade the gguf package, or give the Hugging Face folder.")  # fmt: skip
             self._place[name] = place
@@ -70,8 +69,8 @@ class GGUFStore:
 
 def read_tensor(path: Path, place: GGUFTensor) -> Tensor:
     """A tensor as the file has it, in memory of its own; block formats decoded to float32."""
-    if place.type in PLAIN:
-        value = torch.empty(place.shape, dtype=PLAIN[place.type])
+    if place.type.name in PLAIN:
+        value = torch.empty(place.shape, dtype=PLAIN[place.type.name])
         read_into(path, place.offset, value)
         return value
     rows, columns = int(np.prod(place.shape[:-1])), place.shape[-1]
@@ -82,10 +81,16 @@ def read_tensor(path: Path, place: GGUFTensor) -> Tensor:
     for start in range(0, rows, step):
         count = min(step, rows - start)
         read_into(path, place.offset + start * stride, raw[: count * stride])
-        packed = raw[: count * stride].numpy().reshape(count, stride)
-        with np.errstate(all="ignore"):  # a damaged scale becomes NaN or Inf, which Checkpoint.read reports by name
-            value[start : start + count] = torch.from_numpy(dequantize(packed, place.type))
+        value[start : start + count] = _decoded(raw[: count * stride].view(count, stride), place.type.name, columns)
     return value.view(place.shape)
+
+
+def _decoded(blocks: Tensor, kind: str, columns: int) -> Tensor:
+    """Rows of blocks as float32; a damaged scale becomes NaN or Inf, which Checkpoint.read reports by name."""
+    if kind in DECODED:
+        with np.errstate(all="ignore"):
+            return torch.from_numpy(dequantize(blocks.numpy(), DECODED[kind]))
+    return Coded(codecs.get(kind), {"blocks": blocks}, (len(blocks), columns)).decode()
 
 
 def open_gguf(path: Path, source: str) -> Checkpoint:

@@ -24,7 +24,6 @@ from weakref import WeakKeyDictionary
 import gguf
 import numpy as np
 import torch
-from gguf import GGMLQuantizationType as Kind
 
 from .. import codecs
 from ..codecs import Coded
@@ -33,16 +32,18 @@ from ..workspace import replacing
 from .gguf_header import read_header
 from .gguf_layout import Layout
 from .gguf_metadata import add_hyperparameters, rope_tensors
+from .gguf_types import KINDS, Kind
 from .gguf_vocabulary import add_vocabulary
 
 FILE = "model.gguf"
 PAIRS_AT = 16  # byte of the header that counts the keys; they follow
-FLOATS = {"BF16": Kind.BF16, "F16": Kind.F16, "F32": Kind.F32}
+FLOATS = {name: KINDS[name] for name in ("BF16", "F16", "F32")}
 # general.file_type (llama.cpp, include/llama.h): a label for people, by the commonest type.
 FILE_TYPES = {
     "F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "Q2_K": 10, "Q3_K": 12, "Q4_K": 15,
     "Q5_K": 17, "Q6_K": 18, "IQ2_XXS": 19, "IQ2_XS": 20, "IQ3_XXS": 23, "IQ1_S": 24, "IQ4_NL": 25, "IQ3_S": 26,
     "IQ2_S": 28, "IQ4_XS": 30, "IQ1_M": 31, "BF16": 32, "TQ1_0": 36, "TQ2_0": 37, "MXFP4": 38,
+    "Q2_0": 41,
 }  # fmt: skip
 OWN_KEYS = ("general.file_type", "general.quantization_version", "general.quantized_by", "general.alignment",
             "quantize.", "split.")
@@ -59,8 +60,7 @@ class Entry:
 
     @property
     def nbytes(self) -> int:
-        block, size = gguf.GGML_QUANT_SIZES[self.kind]
-        return int(np.prod(self.shape)) // block * size
+        return int(np.prod(self.shape)) // self.kind.block * self.kind.nbytes
 
 
 class Prepared:
@@ -77,7 +77,7 @@ class Prepared:
             shape = self.layout.shape(name, tuple(info.shape))
             self.entries.append(Entry(place, name, shape, self._kind(info, place)))
         self.extra = {} if original else {k: v.numpy() for k, v in rope_tensors(checkpoint.config).items()}
-        self.entries += [Entry(place, "", value.shape, Kind.F32) for place, value in self.extra.items()]
+        self.entries += [Entry(place, "", value.shape, FLOATS["F32"]) for place, value in self.extra.items()]
         known = {entry.name for entry in self.entries}
         self.entries += [Entry(t.name, "", t.shape, t.type) for t in self.raw.values() if t.name not in known]
         writer = gguf.GGUFWriter(None, self.layout.arch)
@@ -104,8 +104,8 @@ class Prepared:
         if place in self.raw:
             return self.raw[place].type
         if len(info.shape) < 2 or place.startswith("position_embd"):
-            return Kind.F32
-        return FLOATS.get(info.kind, Kind.F32 if info.kind == "F64" else Kind.F16)
+            return FLOATS["F32"]
+        return FLOATS.get(info.kind, FLOATS["F32" if info.kind == "F64" else "F16"])
 
     def plan(self, chosen: Mapping[str, str]) -> list[Entry]:
         """The file's tensors when `chosen` (state-dict key -> codec name) are compressed."""
@@ -120,7 +120,8 @@ class Prepared:
         writer.kv_data = [dict(self._keys)]
         writer.add_file_type(_file_type(entries))
         for e in entries:
-            writer.add_tensor_info(e.name, e.shape, np.dtype(np.float32), e.nbytes, raw_dtype=e.kind)
+            number: Any = e.kind.number
+            writer.add_tensor_info(e.name, e.shape, np.dtype(np.float32), e.nbytes, raw_dtype=number)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / FILE
             writer.write_header_to_file(path)
@@ -140,8 +141,9 @@ class GGUFTarget:
     name = "gguf"
     runtime = "llama_cpp"
     menu: tuple[str, ...] = ("Q2_K", "Q3_K", "MXFP4", "IQ4_XS", "IQ4_NL", "Q5_0", "Q5_K", "Q5_1", "Q6_K", "Q8_0")
-    # of the vector types (codecs/gguf_vectors.py), which take five to ten times as long to solve; `only` names the others
-    least: tuple[str, ...] = ("IQ1_S", "IQ2_XXS", "IQ2_S", "IQ3_XXS")
+    # Q2_0 for rows that no block of 256 divides, and of the vector types (codecs/gguf_vectors.py), which take five to ten
+    # times as long to solve; `only` names the others
+    least: tuple[str, ...] = ("Q2_0", "IQ1_S", "IQ2_XXS", "IQ2_S", "IQ3_XXS")
     allocates = True
 
     def __init__(self) -> None:
@@ -157,7 +159,7 @@ class GGUFTarget:
         place = self._prepare(checkpoint).layout.name(name)
         if len(shape_OI) != 2 or not place.endswith(".weight") or place.startswith(("position_embd", "rope")):
             return []
-        return [n for n in codecs.names() if n in Kind.__members__ and codecs.fits(codecs.get(n), shape_OI)]
+        return [n for n in codecs.names() if n in KINDS and codecs.fits(codecs.get(n), shape_OI)]
 
     def ties(self, checkpoint: Any) -> list[list[str]]:
         """None: llama.cpp mixes types freely."""
@@ -213,9 +215,9 @@ llama-server -m {file}                   # OpenAI-compatible endpoint
 
 
 def _retyped(entry: Entry, codec: str) -> Entry:
-    if codec not in Kind.__members__ or entry.shape[-1] % gguf.GGML_QUANT_SIZES[Kind[codec]][0]:
+    if codec not in KINDS or entry.shape[-1] % KINDS[codec].block:
         raise CheckpointError(f"{entry.source}: {codec} cannot hold rows of {entry.shape[-1]} weights in GGUF.")
-    return replace(entry, kind=Kind[codec])
+    return replace(entry, kind=KINDS[codec])
 
 
 def _model_name(checkpoint: Any) -> str:
@@ -235,9 +237,9 @@ def _unchanged(checkpoint: Any, prepared: Prepared, entry: Entry) -> np.ndarray:
     if not entry.source:
         return prepared.extra[entry.name]
     value = prepared.layout.arrange(entry.source, checkpoint.read(entry.source)).contiguous()
-    if entry.kind == Kind.BF16:
+    if entry.kind.name == "BF16":
         return value.to(torch.bfloat16).view(torch.int16).numpy()
-    return value.to(torch.float16 if entry.kind == Kind.F16 else torch.float32).numpy()
+    return value.to(torch.float16 if entry.kind.name == "F16" else torch.float32).numpy()
 
 
 def _padded(nbytes: int) -> int:

@@ -1,4 +1,4 @@
-"""GGUF blocks of 32 weights: Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, IQ4_NL, MXFP4.
+"""GGUF blocks of 32 weights: Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, IQ4_NL, MXFP4; and of 64: Q2_0.
 
     w_hat = d * level[code] (+ m)
 
@@ -10,10 +10,12 @@
     Q8_0    -127 .. 127           d fp16, codes 32
     IQ4_NL  a table of 16         d fp16, codes 16
     MXFP4   doubled E2M1          e, codes 16; d = 2^(e - 128)
+    Q2_0    -1 .. 2               d fp16, codes 16
 
 `pack` gives {"blocks": uint8 (O, bytes of a row)}, exactly a row of a GGUF tensor. d may be negative except in MXFP4:
 the levels are not symmetric, so its sign is worth something. Zero and fp16 subnormals are allowed, Inf and NaN cannot
-occur. `decode_grid` equals `gguf.dequantize` of the bytes bit for bit: a product of d and a level is exact in float32.
+occur. `decode_grid` equals `gguf.dequantize` of the bytes bit for bit, and of Q2_0, which that library lacks, ggml's decoder:
+a product of d and a level is exact in float32.
 
 Source: ggml/src/ggml-quants.c and ggml-common.h (https://github.com/ggml-org/ggml), and the `gguf` library's quants.py.
 The machinery here (`Plane`, `Blocks`) also serves the 256-weight types in gguf_k.py.
@@ -211,5 +213,6 @@ for _codec in (
     Q8("Q8_0", range(-127, 128), [_d, Plane(0, 8, 1)]),
     Plain("IQ4_NL", IQ4_VALUES, [_d, _low]),
     MX4("MXFP4", E2M1_DOUBLED, [("e", 1), _low]),
+    Plain("Q2_0", range(-1, 3), [_d, Plane(0, 2, 16)], block=64, step=64),
 ):
     register(_codec.name, lambda codec=_codec: codec)  # type: ignore[misc]

@@ -18,9 +18,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import gguf
+import numpy as np
 import torch
 from torch import Tensor
+
+from ..checkpoint.gguf_header import read_header
 
 CHUNK = 2**22  # weights looked at together
 FIELDS = {  # exponent bits, mantissa bits
@@ -127,14 +129,14 @@ def block_bits(blocks: Tensor) -> float:
 
 def _of_gguf(path: Any) -> Iterator[TensorEntropy]:
     floats = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-    for entry in gguf.GGUFReader(path).tensors:
-        kind, weights = entry.tensor_type.name, int(entry.n_elements)
-        data = torch.from_numpy(entry.data.reshape(-1).view("uint8").copy())
+    for entry in read_header(path).tensors.values():
+        kind, weights = entry.type.name, math.prod(entry.shape)
+        data = torch.from_numpy(np.fromfile(path, np.uint8, entry.nbytes, offset=entry.offset))
         stored = 8 * data.numel() / weights
         if kind in floats:
-            bits, context = float_bits(data.view(floats[kind]).view(-1, int(entry.shape[0])))
+            bits, context = float_bits(data.view(floats[kind]).view(-1, entry.shape[-1]))
         else:
-            bits, context = block_bits(data.view(-1, gguf.GGML_QUANT_SIZES[entry.tensor_type][1])) / weights, "block"
+            bits, context = block_bits(data.view(-1, entry.type.nbytes)) / weights, "block"
         yield TensorEntropy(entry.name, kind, weights, stored, bits, context)
 
 

@@ -18,10 +18,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from torch import nn
 
 from ..checkpoint.architecture import objective
+from ..checkpoint.gguf_types import KINDS
 from .hardware import Machine
 from .topology import home
 
@@ -41,8 +41,7 @@ def formats(names: Sequence[str] = ("F32", "BF16", "Q8_0", "Q6_K", "Q4_0", "Q3_K
     """GGUF's block formats, at their true rate. Formats of up to 8 bits may be multiplied as 8-bit integers."""
     out: list[Format] = []
     for name in names:
-        weights, nbytes = GGML_QUANT_SIZES[GGMLQuantizationType[name]]
-        bits = 8 * nbytes / weights
+        bits = 8 * KINDS[name].nbytes / KINDS[name].block
         dtypes = ("float32", "bfloat16", "float16", "int8") if bits < 16 else ("float32", "bfloat16", "float16")
         out.append(Format(name, bits, ("float32",) if name == "F32" else dtypes))
     return out

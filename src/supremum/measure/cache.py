@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import gguf
 import torch
 from torch import Tensor
 
+from ..checkpoint.gguf_types import KINDS
 from ..errors import SupremumError
 from ..limits.topology import usable_cores
 from ..progress import phase
@@ -75,11 +75,11 @@ def cache_bytes(config: Any, types: tuple[str, str], context: int) -> int:
     numbers = config.num_hidden_layers * (getattr(config, "num_key_value_heads", None) or heads) * width * context
     total = 0
     for name in types:
-        block, nbytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[name.upper()]]
-        if width % block:
-            raise SupremumError(f"{name} stores {block} numbers together; a head of this model has {width}.",
+        kind = KINDS[name.upper()]
+        if width % kind.block:
+            raise SupremumError(f"{name} stores {kind.block} numbers together; a head of this model has {width}.",
                                 "Choose f16 or bf16 for it.")
-        total += numbers // block * nbytes
+        total += numbers // kind.block * kind.nbytes
     return total
 
 

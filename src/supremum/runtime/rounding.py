@@ -16,10 +16,11 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import gguf
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
+
+from ..checkpoint.gguf_types import KINDS
 
 
 def round_32(x: Tensor) -> Tensor:
@@ -45,7 +46,7 @@ def rounder(kind: str) -> Callable[[Tensor], Tensor]:
     if kind in ("BF16", "F16"):
         dtype = torch.bfloat16 if kind == "BF16" else torch.float16
         return lambda x: x.to(dtype).float()
-    return round_256 if gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]][0] == 256 else round_32
+    return round_256 if KINDS[kind].block == 256 else round_32
 
 
 @contextlib.contextmanager
