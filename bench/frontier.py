@@ -31,6 +31,7 @@ from peers import rows as peers
 from supremum import codecs
 from supremum.allocate import Budget
 from supremum.checkpoint import Checkpoint, open_checkpoint
+from supremum.checkpoint.gguf_header import read_header
 from supremum.checkpoint.targets import LazyCoded, target
 from supremum.codecs import Coded, Grid
 from supremum.errors import SupremumError
@@ -41,7 +42,7 @@ from supremum.stats.streaming import BlockStream, orientation
 AROUND = ("check what is needed", "rehearse export and reload", "analyse the layers", "measure the machine", "write",
           "prove in the stock runtime", "write samples")  # phases of a run that are not quantising
 REPORTED = ("Fisher of the head", "gather Fisher", "measure the result", "price the layers")  # of --quick: serve the report
-KINDS = ("Q4_0", "IQ4_NL", "Q2_K", "IQ3_XXS", "IQ2_XXS", "IQ1_S")  # of llama.cpp
+KINDS = ("Q4_0", "IQ4_NL", "Q2_K", "IQ3_XXS", "IQ2_XXS", "IQ1_S", "Q2_0")  # of llama.cpp
 ROWS = ("gguf", "imatrix", "gguf-least", "int4", "int3", "int2", "archive-4", "archive-3", "archive-2.55", "archive-2.1")
 
 
@@ -86,6 +87,14 @@ def since(start: tuple[float, float]) -> tuple[float, float]:
     return now[0] - start[0], now[1] - start[1]
 
 
+def readable(path: Path) -> Path:
+    """What a referee of stock libraries opens: of a .gguf with types that the `gguf` library lacks, its floats."""
+    if path.suffix != ".gguf" or all(t.type.name in gguf.GGMLQuantizationType.__members__
+                                     for t in read_header(path).tensors.values()):
+        return path
+    return convert(path, "compressed-tensors", path.parent / "floats")
+
+
 class Table:
     """The rows, each printed when it is scored; what later rows need of earlier ones."""
 
@@ -103,12 +112,13 @@ class Table:
     def row(self, label: str, path: Path, spent: tuple[float, float] = (0.0, 0.0), nbytes: int | None = None,
             linear: int | None = None) -> dict[str, float]:
         args = self.args
-        done = subprocess.run([sys.executable, str(args.referee), str(args.reference), str(path), str(args.test),
+        done = subprocess.run([sys.executable, str(args.referee), str(args.reference), str(readable(path)), str(args.test),
                                "--windows", str(args.windows), "--dtype", args.dtype],
                               capture_output=True, text=True, check=True)
         found: dict[str, float] = json.loads(done.stdout)
         found["linear"] = linear or peers.linear(path)
-        print(f"| {label} | {nbytes or found['bytes']} | {found['linear']:.0f} | {found['kl_mean']:.4f} | "
+        nbytes = nbytes or (path.stat().st_size if path.is_file() else int(found["bytes"]))
+        print(f"| {label} | {nbytes} | {found['linear']:.0f} | {found['kl_mean']:.4f} | "
               f"{found['kl_standard_error']:.4f} | {found['perplexity_candidate']:.2f} | {spent[0]:.0f} | {spent[1]:.0f} |",
               flush=True)
         return found

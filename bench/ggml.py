@@ -11,13 +11,13 @@ from __future__ import annotations
 import ctypes
 from pathlib import Path
 
-import gguf
 import torch
 import xllamacpp
 from torch import Tensor
 
 from supremum import codecs
 from supremum.checkpoint import Checkpoint
+from supremum.checkpoint.gguf_types import KINDS
 from supremum.checkpoint.targets import LazyCoded, target
 from supremum.codecs import Coded
 from supremum.gather import gather
@@ -37,7 +37,7 @@ def quantized(weight_OI: Tensor, kind: str, importance_I: Tensor | None) -> Code
     weight_OI = weight_OI.float().contiguous()
     importance_I = None if importance_I is None else importance_I.float().contiguous()
     blocks = torch.zeros(codec.nbytes((rows, columns)), dtype=torch.uint8)
-    written = _chunk(int(gguf.GGMLQuantizationType[kind]), weight_OI.data_ptr(), blocks.data_ptr(), 0, rows, columns,
+    written = _chunk(KINDS[kind].number, weight_OI.data_ptr(), blocks.data_ptr(), 0, rows, columns,
                      None if importance_I is None else importance_I.data_ptr())
     assert written == blocks.numel(), (kind, written, blocks.numel())
     return Coded(codec, {"blocks": blocks.view(rows, -1)}, (rows, columns))

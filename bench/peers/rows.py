@@ -13,8 +13,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from gguf import GGUFReader
 from safetensors import safe_open
+
+from supremum.checkpoint.gguf_header import read_header
 
 SCRIPTS = Path(__file__).parent
 ROWS: dict[str, tuple[tuple[str, ...], ...]] = {
@@ -50,7 +51,7 @@ def run(peer: tuple[str, ...], folder: Path, reference: Path, text: str, out: Pa
 def linear(file: Path) -> int:
     """Bytes of the blocks' matrices as they lie in a .gguf or in a folder's safetensors, with all that decodes them."""
     if file.suffix == ".gguf":
-        return sum(int(t.n_bytes) for t in GGUFReader(file).tensors if t.name.startswith("blk.") and len(t.shape) == 2)
+        return sum(t.nbytes for t in read_header(file).tensors.values() if t.name.startswith("blk.") and len(t.shape) == 2)
     total = 0
     for part in file.glob("*.safetensors"):
         with safe_open(part, "pt") as opened:
