@@ -11,7 +11,7 @@ import torch
 from supremum import Budget, open_checkpoint, optimize
 from supremum.checkpoint.write_archive import ArchiveTarget
 from supremum.errors import BudgetError, SupremumError
-from supremum.fill import _solve_table, solve_level
+from supremum.fill import _solve_table, felt, solve_level
 from supremum.gather import gather, gather_fisher
 from supremum.limits import Curve
 from supremum.pipeline import store_without_loss
@@ -162,7 +162,7 @@ def test_rows_of_tables_are_as_fine_as_they_matter(tied, tiny_model, text, tmp_p
     often_O = torch.bincount(gathered.windows.flatten(), minlength=len(gathered.weight(embedding))).double() + 0.5
     found = workspace.load(HEAD_FISHER)
     fisher = shrunk(found["B|head"].double(), float(found["r|head"]))
-    fisher_O = fisher.diagonal() if fisher.ndim == 2 else fisher
+    fisher_O = felt(fisher.diagonal() if fisher.ndim == 2 else fisher, 1e-6 * gathered.weight(head).shape[1])
     matters = {embedding: often_O / often_O.mean()}
     if tied:
         gradient_Td = gathered.stream.embedding_gradient(
@@ -175,3 +175,13 @@ def test_rows_of_tables_are_as_fine_as_they_matter(tied, tiny_model, text, tmp_p
         step_O = _solve_table(gathered, name, 1e-6)[name].lattice.frame.row_O.double()  # eighths of an octave
         wanted_O = -4 * (weight_O / weight_O.mean() + RARE).log2()
         assert wanted_O.max() - wanted_O.min() > 4 and (step_O - wanted_O).std() < 0.5, name
+
+
+def test_what_a_rare_logit_is_taken_for():
+    """The error's variance is where the true cost p (exp(s / 2) - 1) falls as fast as the bits buy it: found by trying."""
+    p_V = torch.tensor([1e-9, 1e-7, 1e-5, 1e-2], dtype=torch.float64)
+    nats, s_S = 1e-6, torch.logspace(-6, 2, 400_001, dtype=torch.float64)
+    for p, taken in zip(p_V, felt(p_V, nats), strict=True):
+        cost_S = p * torch.special.expm1(s_S / 2) - nats / 2 * s_S.log()  # a bit less is a variance four times as large
+        assert float(nats / taken) == pytest.approx(float(s_S[cost_S.argmin()]), rel=1e-3)
+        assert taken >= p

@@ -17,6 +17,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from scipy.special import lambertw
 from torch import Tensor
 
 from .allocate import Budget, Option, Unit
@@ -265,7 +266,7 @@ def _solve_table(gathered: Gathered, name: str, level: float) -> dict[str, Water
         found = gathered.workspace.load(HEAD_FISHER)
         moment_II = gathered.workspace.load(HEAD_MOMENTS)["S"]
         fisher = shrunk(found["B|head"], float(found["r|head"])).double()
-        fisher_O = fisher.diagonal() if fisher.ndim == 2 else fisher
+        fisher_O = felt(fisher.diagonal() if fisher.ndim == 2 else fisher, level * weight_OI.shape[1])
         metric_II += moment_II * float(fisher_O.mean())
         rows_O += fisher_O * float(moment_II.trace())
     if name == embedding:
@@ -280,6 +281,15 @@ def _solve_table(gathered: Gathered, name: str, level: float) -> dict[str, Water
     rows_O /= rows_O.mean()
     return {name: water(weight_OI, Metric.of(metric_II, damping=DAMPING, act_order=False), Outputs.of(rows_O, OUTPUT_DAMPING),
                         level, Spread.of(weight_OI))}
+
+
+def felt(fisher_V: Tensor, nats: float) -> Tensor:
+    """What b_v, the Fisher of a token's logit, has to be taken for where `nats` are spent on each logit.
+
+    An error of variance s costs p_v (exp(s / 2) - 1), which b_v s / 2 says of a small one only. b s = nats at
+    b = b_v exp(s / 2), so s = 2 W(nats / 2 b_v), W Lambert's function: a rare token's logit must not err by many nats."""
+    spread_V = 2 * torch.from_numpy(lambertw(0.5 * nats / fisher_V.clamp_min(1e-300).numpy()).real)
+    return nats / spread_V.clamp_min(1e-300)
 
 
 def _quality(gathered: Gathered, solved: Solved, reference: Tensor) -> dict[str, Any]:

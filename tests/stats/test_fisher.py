@@ -85,6 +85,7 @@ def whole_model(checkpoint: Checkpoint, windows_NT: Tensor, changes: dict[str, T
     model.get_input_embeddings().padding_idx = None  # autograd would leave out the padding token's row
     parameters = dict(model.named_parameters())
     tables = [name for name in changes if not re.search(r"\.\d+\.", name)]
+    head = None if headless else BlockStream(checkpoint, dtype=torch.float32).table_names()[1]
     found: dict[str, list[Tensor]] = {f"v|{name}": [] for name in tables}
     outputs: dict[str, list[Tensor]] = {}
     for name in changes:
@@ -103,13 +104,25 @@ def whole_model(checkpoint: Checkpoint, windows_NT: Tensor, changes: dict[str, T
         gradients = torch.autograd.grad(output, [parameters[name] for name in tables] + [out for _, out in flat], upper)
         for name, gradient in zip(tables, gradients, strict=False):
             found[f"v|{name}"].append((gradient.double() * changes[name].double()).sum())
-        for (name, _), g in zip(flat, gradients[len(tables):], strict=True):
+        for (name, logits), g in zip(flat, gradients[len(tables):], strict=True):
             g_TO = g.flatten(0, -2).double()
-            squares[name] = squares.get(name, 0) + g_TO.T @ g_TO / windows_NT.numel()
+            square_OO = of_labels(output, logits) if name == head else g_TO.T @ g_TO
+            squares[name] = squares.get(name, 0) + square_OO / windows_NT.numel()
             norms.setdefault(name, []).append(g_TO.norm(dim=1))
     once = {f"w|{name}": torch.stack(norm) for name, norm in norms.items()
             if len(norm) == len(windows_NT) and re.search(r"\.\d+\.", name)}  # of the blocks; each used once
     return {key: torch.stack(values) for key, values in found.items()} | {f"B|{n}": v for n, v in squares.items()} | once
+
+
+def of_labels(output: Tensor, logits: Tensor) -> Tensor:
+    """Sum over positions of E_y[g g^T], g = d log p(y) / d logits, label by label, float64."""
+    p_TV = output.detach().double().softmax(-1).flatten(0, -2)
+    slope, = torch.autograd.grad(output, logits, torch.ones_like(output), retain_graph=True)
+    total_VV = torch.zeros(p_TV.shape[1], p_TV.shape[1], dtype=torch.float64)
+    for p_V, slope_V in zip(p_TV, slope.flatten(0, -2).double(), strict=True):
+        g_yV = (torch.eye(len(p_V), dtype=torch.float64) - p_V) * slope_V
+        total_VV += g_yV.T @ (p_V[:, None] * g_yV)
+    return total_VV
 
 
 def check(checkpoint: Checkpoint, tmp_path: Path, headless: bool = False) -> None:

@@ -147,18 +147,22 @@ def _head(stream: BlockStream, windows_NT: Tensor, workspace: Workspace, answers
     answers_NT = answering(windows_NT)
     found: dict[str, Tensor] = {}
     gradients = []
-    layer = stream.model.get_output_embeddings()
-    with stream.head() as head:
+    layer, logits = stream.model.get_output_embeddings(), list[Tensor]()
+    hook: Any = contextlib.nullcontext() if layer is None else layer.register_forward_hook(
+        lambda module, args, output: logits.append(output))
+    with hook, stream.head() as head:
         for n in track(range(len(hidden_NTd)), "Fisher of the head"):
             part = slice(n, n + 1)
             generator = torch.Generator().manual_seed(seed * 1_000_003 + n)
-            with _watching({"head": layer} if layer is not None else {}) as (_, layers), torch.enable_grad():
+            with torch.enable_grad():
                 entry = hidden_NTd[part].detach().requires_grad_(True)
                 output = head(entry[:, answers_NT[n]])
                 upper = score(output, generator) if layer is not None else gaussian_score(output, generator)
+                if layer is not None:
+                    slope, = torch.autograd.grad(output, logits.pop(), torch.ones_like(output), retain_graph=True)
+                    _add_label_fisher(found, output.detach().float().softmax(-1), slope.float(),
+                                      _some(part, len(hidden_NTd), SHARED))
                 gradients.append(torch.autograd.grad(output, entry, upper)[0])
-            if layer is not None:
-                _add_fisher(found, "B|head", layers["head"], _some(part, len(hidden_NTd), SHARED))
     _mean(found, len(windows_NT), answers)
     workspace.save(gradient_file(depth), {"g": torch.cat(gradients)})
     workspace.save(HEAD_FISHER, found or {"none": torch.zeros(1)})
@@ -188,6 +192,20 @@ def _add_fisher(found: dict[str, Tensor], key: str, g_NTO: Tensor, shared: slice
     for g_sTO in g_NTO[shared].float():
         form = g_sTO.square().sum(0) if diagonal else g_sTO @ g_sTO.T if len(g_sTO) < g_sTO.shape[1] else g_sTO.T @ g_sTO
         _append(found, f"norm|{key}", form.square().sum(dtype=torch.float64).view(1))
+
+
+def _add_label_fisher(found: dict[str, Tensor], p_NTV: Tensor, slope_NTV: Tensor, shared: slice) -> None:
+    """The same of the logits, whose gradients are a (y - p), without a draw: the mean over y is diag(a^2 p) - (a p) (a p)^T.
+    Of a token that comes once in a million no draw would say that it comes at all. slope: a, 1 where no logit is capped."""
+    def of(p_TV: Tensor, slope_TV: Tensor) -> Tensor:
+        if p_TV.shape[-1] > FULL_FISHER:
+            return (slope_TV.square() * (p_TV - p_TV.square())).sum(0)
+        moved_TV = slope_TV * p_TV
+        return (slope_TV * moved_TV).sum(0).diag() - moved_TV.T @ moved_TV
+
+    found["B|head"] = found.get("B|head", 0) + of(p_NTV.flatten(0, -2), slope_NTV.flatten(0, -2))
+    for p_TV, slope_TV in zip(p_NTV[shared], slope_NTV[shared], strict=True):
+        _append(found, "norm|B|head", of(p_TV, slope_TV).square().sum(dtype=torch.float64).view(1))
 
 
 @dataclass(frozen=True)
