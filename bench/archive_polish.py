@@ -32,8 +32,8 @@ from supremum.codecs.trellis import DISTORTION, symbols
 from supremum.gather import damage, gather, gather_fisher
 from supremum.limits import Curve, spectrum
 from supremum.limits import metric as analysed
-from supremum.solve.cancellation import DAMPING, OUTPUT_DAMPING, Metric, damped
-from supremum.solve.water import BEFORE_S22, RATE, Outputs, Spread, _search, normal_bits, water
+from supremum.solve.cancellation import DAMPING, OUTPUT_DAMPING, Metric
+from supremum.solve.water import BEFORE_S22, RATE, Outputs, Spread, _search, normal_bits, trusted, water
 from supremum.stats.sweep import moments, tokens
 from supremum.workspace import Workspace
 
@@ -107,7 +107,7 @@ def main() -> None:
                 theta, began = 2.0 ** curve.level_at_bits(args.bits - 0.25), time.process_time()
                 before = water(weight_OI, metric, Outputs.of(fisher, OUTPUT_DAMPING), theta, Spread.of(weight_OI)).lattice
                 solved = time.process_time()
-                fisher_OO = damped(fisher.float(), OUTPUT_DAMPING) / (1 + OUTPUT_DAMPING)
+                fisher_OO = trusted(fisher, OUTPUT_DAMPING)
                 after, taken = polished(before, weight_OI, metric, fisher_OO, theta, args.rounds)
                 polish = time.process_time() - solved
                 bits, nats, gaps = [], [], []

@@ -123,7 +123,7 @@ def gap_of(gathered: Gathered, file: Checkpoint) -> FileGap:
 
     tables = [name for name in gathered.stream.tables()
               if not torch.equal(gathered.weight(name, file), gathered.weight(name))]
-    apart = _least(curve, max(quality(tables).kl_mean or 0.0, 1e-12)) if tables else measured
+    apart = _least(curve, quality(tables).kl_mean or 0.0) if tables else measured
     own, together = mean(least), _least(curve, sum(nats.values()))
     kinds = {layer.name: file.tensors[layer.name].kind for layer in spectra}
     shaping = mean({name: (kind not in FLOATS) * SHAPING_BITS - (kind == "lattice") * GAIN / 20 * math.log2(10)

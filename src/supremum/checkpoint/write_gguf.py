@@ -120,7 +120,7 @@ class Prepared:
         writer.kv_data = [dict(self._keys)]
         writer.add_file_type(_file_type(entries))
         for e in entries:
-            number: Any = e.kind.number
+            number: Any = e.kind.number  # the library writes it as it is, and has no member for every type
             writer.add_tensor_info(e.name, e.shape, np.dtype(np.float32), e.nbytes, raw_dtype=number)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / FILE

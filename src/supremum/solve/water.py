@@ -56,6 +56,11 @@ ESCAPED = 44.0  # bits of a number without a symbol: the escape and the integer 
 FAR = np.float32(1e30)
 
 
+def trusted(fisher_OO: Tensor, damping: float) -> Tensor:
+    """B, float32, what lies beside its diagonal divided by 1 + damping: a row's own weight, and so its step, stays."""
+    return damped(fisher_OO.float(), damping) / (1 + damping)
+
+
 @dataclass(frozen=True)
 class Outputs:
     """The output Fisher made ready: rows in order, V_oo of each, and V_op / V_oo (O, O) unless B is diagonal."""
@@ -66,11 +71,11 @@ class Outputs:
 
     @classmethod
     def of(cls, fisher: Tensor, damping: float) -> Outputs:
-        """`fisher`: B (O, O), of which what lies beside the diagonal is divided by 1 + damping; or its diagonal (O,)."""
+        """`fisher`: B (O, O), which is `trusted` so far; or its diagonal (O,)."""
         if fisher.ndim == 1:
             floor = fisher.double().mean().clamp_min(1e-300) * RARE
             return cls(torch.arange(len(fisher)), (fisher.double() + floor).rsqrt(), None)
-        fisher_OO = damped(fisher.float(), damping) / (1 + damping)
+        fisher_OO = trusted(fisher, damping)
         order_O = torch.argsort(fisher_OO.diagonal(), stable=True)
         factor_OO = inverse_factor(fisher_OO[order_O][:, order_O])
         pivot_O = factor_OO.diagonal()

@@ -12,6 +12,8 @@ drawn from them would promise to use. `shrunk` mixes in the share r of mean(diag
 
     r = (E_s |B_s|^2 - |B|^2) / N  /  (|B|^2 - tr(B)^2 / O)      B_s the mean over sequence s of N; E_s over SHARED of them
 
+Of the head's logits the labels' distribution is known, so their B is a mean over it and not over draws (`_add_label_fisher`).
+
 The weights stand in the second moment of the final solve, E[w x x^T], for what B (x) S leaves out: that g and x go together
 (GuidedQuant, arXiv 2505.07004, takes |g_t|^2; of one drawn label that is mostly noise, and its root does better here).
 
