@@ -33,7 +33,8 @@ from supremum.gather import damage, gather, gather_fisher
 from supremum.limits import Curve, spectrum
 from supremum.limits import metric as analysed
 from supremum.solve.cancellation import DAMPING, OUTPUT_DAMPING, Metric
-from supremum.solve.water import BEFORE_S22, RATE, Outputs, Spread, _search, normal_bits, trusted, water
+from supremum.solve.viterbi import normal_bits, search
+from supremum.solve.water import RATE, Outputs, Spread, trusted, water
 from supremum.stats.sweep import moments, tokens
 from supremum.workspace import Workspace
 
@@ -53,7 +54,8 @@ def polished(lattice: Lattice, target_OI: Tensor, metric: Metric, fisher_OO: Ten
     row_O, column_I = frame.scales()
     integers_OI = lattice.integers_OI.clone()
     error_OI = target_OI - lattice.decode()
-    lower_II = np.ascontiguousarray(metric.factor_II.numpy().T)
+    upper_II = metric.factor_II.numpy()
+    lower_II = np.ascontiguousarray(upper_II.T)
     taken = 0
     for _ in range(rounds):
         for o in fisher_OO.diagonal().argsort(descending=True).tolist():
@@ -62,9 +64,9 @@ def polished(lattice: Lattice, target_OI: Tensor, metric: Metric, fisher_OO: Ten
             wish_1I, part = (target_OI[o] + others_I / own)[None], slice(o, o + 1)
             unit = theta / DISTORTION  # nats, times two, of an error of one step
             found_1I, left_1I = np.empty(wish_1I.shape, np.int16), np.empty(wish_1I.shape, np.float32)
-            _search(wish_1I.numpy(), np.zeros((0, 0), np.float32), lower_II, row_O[part].numpy(), column_I.numpy(),
-                    frame.row_class_O[part].numpy(), frame.column_class_I.numpy(), normal_bits(), BEFORE_S22,
-                    np.float32(RATE * unit / (own * float(row_O[o]) ** 2)), found_1I, left_1I)
+            search(wish_1I.numpy(), np.zeros((0, 0), np.float32), upper_II, lower_II, row_O[part].numpy(), column_I.numpy(),
+                   frame.row_class_O[part].numpy(), frame.column_class_I.numpy(),
+                   RATE * unit / (own * float(row_O[o]) ** 2), found_1I, left_1I)
             new_I = target_OI[o] - torch.from_numpy(found_1I[0]).float() * row_O[o] * column_I
             costs = []
             for error_I, numbers_I in ((error_OI[o], integers_OI[o].numpy()), (new_I, found_1I[0])):

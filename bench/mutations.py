@@ -42,6 +42,8 @@ MUTATIONS = [
     Mutation("one table for all columns", "checkpoint/archive.py", ".astype(np.int32) + parts.vectors[\"column_class_I\"]\n",
              ".astype(np.int32)\n", ARCHIVE),
     Mutation("bits that cost nothing", "solve/water.py", "RATE = 2 * math.log(2) * DISTORTION", "RATE = 0.0", WATER),
+    Mutation("columns decided too soon", "solve/viterbi.py", "alive_C[decided] == 1", "alive_C[decided] >= 1", WATER),
+    Mutation("survivors that take their past from another", "solve/viterbi.py", "row_ST[root_CS[d, s]]", "row_ST[s]", WATER),
     Mutation("rows that make up for nothing", "solve/descent.py", "slope_I[j] += share * moved_BI[p, j]",
              "slope_I[j] += 0 * share * moved_BI[p, j]", DESCENT),
     Mutation("a polish that goes up", "solve/gains.py", "value=-rate / (1 - FIRST**step)", "value=rate / (1 - FIRST**step)",

@@ -13,8 +13,8 @@ from supremum.codecs.rans import LARGEST
 
 def walk(k_I: list[int]) -> tuple[list[int], list[int]]:
     """(integers, quantisers) of coded numbers: the definition, a step at a time with the register's bits."""
-    h0, h1 = ([int(bit) for bit in f"{check:04b}"[::-1]] for check in trellis.CHECKS)
-    register = [0, 0, 0]
+    h0, h1 = ([int(bit) for bit in f"{check:07b}"[::-1]] for check in trellis.CHECKS)
+    register = [0] * 6
     integers, quantisers = [], []
     for k in k_I:
         quantiser = register[0]
@@ -22,7 +22,7 @@ def walk(k_I: list[int]) -> tuple[list[int], list[int]]:
         integers.append(2 * k - quantiser * ((k > 0) - (k < 0)))
         parity = k % 2 if abs(k) <= LARGEST else 0
         above = [*register[1:], 0]
-        register = [above[j] ^ h0[j + 1] & quantiser ^ h1[j + 1] & parity for j in range(3)]
+        register = [above[j] ^ h0[j + 1] & quantiser ^ h1[j + 1] & parity for j in range(6)]
     return integers, quantisers
 
 
@@ -44,10 +44,10 @@ def test_what_is_no_path_is_refused():
         trellis.integers(np.array([[128, 0]], np.uint8), np.empty(0, np.int16))
 
 
-def test_paths_that_part_differ_in_three_columns_at_least():
-    """A code of 8 states has a parallel move to none: from any state, two sequences that part meet again after 3 or more."""
+def test_paths_that_part_differ_in_five_columns_at_least():
+    """A code of 64 states has a parallel move to none: from any state, two sequences that part meet again after 5 or more."""
     for start in range(trellis.STATES):
-        for length in (1, 2):
+        for length in (1, 2, 3, 4):
             ends = [start]
             for _ in range(length):
                 ends = [int(trellis.NEXT_S2[state, parity]) for state in ends for parity in (0, 1)]

@@ -1,6 +1,6 @@
 """The archive: a Hugging Face folder whose matrices are entropy-coded.
 
-config.json names `quantization_config: {"quant_method": "supremum", "version": 2}`. In the safetensors file beside it:
+config.json names `quantization_config: {"quant_method": "supremum", "version": 3}`. In the safetensors file beside it:
 
     NAME.codes           int32    rANS stream (codecs/rans.py) of a matrix's integers (codecs/lattice.py), or of what can be
                                   foreseen of its bfloat16 numbers (codecs/bfloat.py)
@@ -39,7 +39,7 @@ from .architecture import TensorInfo
 from .hf import SafetensorsStore
 from .safety import parse_json
 
-VERSION = 2
+VERSION = 3  # 1 had no trellis, 2 one of 8 states
 CODES, REST, ESCAPES = ".codes", ".rest", ".escapes"
 INDEX, VECTORS, FREQUENCIES = "archive.index", "archive.vectors", "archive.frequencies"
 LATTICE, BFLOAT = 0, 1  # kinds of matrices
@@ -179,8 +179,9 @@ class ArchiveStore:
 
     def __init__(self, inner: SafetensorsStore, settings: Mapping[str, Any], config_path: Path) -> None:
         if settings.get("version") != VERSION:
-            raise CheckpointError(f"{config_path}: an archive of version {str(settings.get('version'))[:20]!r}.",
-                                  "Upgrade supremum.")
+            found = str(settings.get("version"))[:20]
+            raise CheckpointError(f"{config_path}: an archive of version {found!r}, not {VERSION}.",
+                                  "Convert it with the supremum that wrote it, or upgrade this one.")
         self._inner = inner
         missing = [name for name in (INDEX, VECTORS, FREQUENCIES) if name not in inner.entries]
         if missing:

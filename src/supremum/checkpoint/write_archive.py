@@ -1,6 +1,6 @@
 """The target `archive`: the fewest bytes on disk. Layout: archive.py; Transformers loads it after `import supremum`.
 
-    config.json            with quantization_config: {"quant_method": "supremum", "version": 2}
+    config.json            with quantization_config: {"quant_method": "supremum", "version": 3}
     model.safetensors      coded matrices (other bfloat16 ones without loss), the archive's tables, and what is left
     tokenizer and generation files, as in the target compressed-tensors
 """

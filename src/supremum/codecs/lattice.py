@@ -18,7 +18,7 @@ from torch import Tensor
 OCTAVE = 8
 UNIT = 34  # the class of integers with a deviation of 1; class 0: 2^-4.25, all of them zero
 CLASSES = 88
-GAIN = 1.09  # dB of a trellis of 8 states over all integers of its quantisers' step, at high rate (Marcellin & Fischer 1990)
+GAIN = 1.27  # dB of a trellis of 64 states over all integers of its quantisers' step, at high rate (Marcellin & Fischer 1990)
 
 
 @dataclass(frozen=True)

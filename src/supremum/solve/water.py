@@ -17,43 +17,31 @@ path is sought that has the least sum over columns of
 
     (u - m)^2 + RATE bits(m),   RATE = 2 ln 2 DISTORTION
 
-which is where, at high rate, a further bit saves as much distortion as it saves elsewhere (dD/dR = -2 ln 2 D). bits(m) is
-that of a normal whose cells end between the quantiser's points, in classes of its deviation: sigma = 2^((k - UNIT) / OCTAVE)
-steps, k the sum of a row's and a column's class. The coder uses the same classes, with what it really counts in each.
-
-The search is Viterbi's: of all paths into a state the cheapest survives, each with the errors of its own last WINDOW columns;
-what is older is the best survivor's. Columns go in their own order, which the decoder knows; rows with the smallest B first:
-what lies under water there still finds others behind it that absorb its error.
-
-The loops over a row are Numba's; what a block of rows leaves to the rest is one matrix product.
+which is where, at high rate, a further bit saves as much distortion as it saves elsewhere (dD/dR = -2 ln 2 D). The search is
+solve/viterbi.py's; the coder uses the same classes of deviations, with what it really counts in each. Columns go in their own
+order, which the decoder knows; rows with the smallest B first: what lies under water there still finds others behind it that
+absorb its error. What a block of rows leaves to the rest is one matrix product.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 import torch
-from numba import njit
-from numpy.typing import NDArray
-from scipy.stats import norm
 from torch import Tensor
 
-from ..codecs.lattice import CLASSES, OCTAVE, UNIT, Frame, Lattice
-from ..codecs.rans import LARGEST
-from ..codecs.trellis import DISTORTION, NEXT_S2, QUANTISERS, STATES
+from ..codecs.lattice import OCTAVE, UNIT, Frame, Lattice
+from ..codecs.trellis import DISTORTION
 from .cancellation import Metric, damped, inverse_factor
+from .viterbi import search
 
 BLOCK = 32  # rows whose errors are handed on together
 RATE = 2 * math.log(2) * DISTORTION
 RARE = 0.01  # of the mean, added to the Fisher of rows that are taken apart: some came hardly ever in the text
-WINDOW = 128  # columns in which survivors differ: 64 cost 0.02 bit
 REACH = 120  # eighths of an octave that a frame's vector may leave its median by
 MOST_STEPS = 1 << 14  # that the largest weight of a column may take: a huge S_ii asks for more than int16 holds
-ESCAPED = 44.0  # bits of a number without a symbol: the escape and the integer in full
-FAR = np.float32(1e30)
 
 
 def trusted(fisher_OO: Tensor, damping: float) -> Tensor:
@@ -134,7 +122,8 @@ def water(target_OI: Tensor, metric: Metric, outputs: Outputs, level: float, spr
     step_I = (column_I / OCTAVE).exp2().float().numpy()
     row_class_O, column_class_I = frame.row_class_O.numpy()[rows], frame.column_class_I.numpy()
     work_OI = target_OI[outputs.order_O].contiguous()
-    lower_II = np.ascontiguousarray(metric.factor_II.numpy().T)
+    upper_II = metric.factor_II.numpy()
+    lower_II = np.ascontiguousarray(upper_II.T)
     weight_O1 = outputs.pivot_O.float().square().reciprocal()[:, None]
     integers_OI = np.empty(work_OI.shape, np.int16)
     bits = loss = 0.0
@@ -142,8 +131,8 @@ def water(target_OI: Tensor, metric: Metric, outputs: Outputs, level: float, spr
         part = slice(begin, min(begin + BLOCK, len(work_OI)))
         shares_BB = np.zeros((0, 0), np.float32) if outputs.shares_OO is None else outputs.shares_OO[part, part].numpy()
         error = np.empty((part.stop - begin, len(column_I)), np.float32)
-        bits += _search(work_OI.numpy()[part], shares_BB, lower_II, step_O[part], step_I, row_class_O[part], column_class_I,
-                        normal_bits(), BEFORE_S22, np.float32(RATE), integers_OI[part], error)
+        bits += search(work_OI.numpy()[part], shares_BB, upper_II, lower_II, step_O[part], step_I, row_class_O[part],
+                       column_class_I, RATE, integers_OI[part], error)
         error_BI = torch.from_numpy(error)
         loss += float(((error_BI @ metric.moment_II) * error_BI * weight_O1[part]).sum(dtype=torch.float64))
         if outputs.shares_OO is not None and part.stop < len(work_OI):
@@ -157,119 +146,6 @@ def _held(eighths: Tensor) -> Tensor:
     """Whole numbers, within REACH of the median: an archive stores them in a byte. 15 octaves either way are enough."""
     middle = eighths.median().round()
     return eighths.round().clamp(middle - REACH, middle + REACH)
-
-
-@cache
-def normal_bits() -> NDArray[np.float32]:
-    """(CLASSES, QUANTISERS, LARGEST + 1) bits of k by its size, its sign included."""
-    sigma_K1 = 2.0 ** ((np.arange(CLASSES) - UNIT) / OCTAVE)[:, None]
-    size = np.arange(LARGEST + 2)
-    bits = np.empty((CLASSES, QUANTISERS, LARGEST + 1), np.float32)
-    for quantiser in range(QUANTISERS):
-        point = 2 * size - quantiser * (size > 0)
-        above = (point[:-1] + point[1:]) / 2
-        mass = norm.sf(np.append(-above[0], above[:-1]) / sigma_K1) - norm.sf(above / sigma_K1)
-        bits[:, quantiser] = -np.log2(np.maximum(mass, 2.0**-24))
-    return bits
-
-
-def _before() -> NDArray[np.int64]:
-    """(STATES, 2, 2): the two (state, parity) that lead to a state."""
-    return np.array([[(s, parity) for s in range(STATES) for parity in range(2) if NEXT_S2[s, parity] == to]
-                     for to in range(STATES)])
-
-
-BEFORE_S22 = _before()
-
-
-@njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"})
-def _search(work_BI, shares_BB, lower_II, step_B, step_I, class_B, class_I, bits_KQM, before_S22, rate, integers_BI,
-            error_BI):
-    """Find the paths of a block of rows; lower_II[i, t] = U[t, i]. Fills integers and r_o; returns bits.
-
-    `recent[.., s]` holds the errors e of the last WINDOW + 1 columns of the path that ends in state s, the newest last."""
-    rows, columns = work_BI.shape
-    bits = 0.0
-    wish_I, decided_I = np.empty(columns, np.float32), np.empty(columns, np.float32)
-    recent = np.empty((2, STATES, WINDOW + 1), np.float32)
-    cost_S, new_S = np.empty(STATES, np.float32), np.empty(STATES, np.float32)
-    cost_S2, k_S2 = np.empty((STATES, 2), np.float32), np.empty((STATES, 2), np.int16)
-    error_S2 = np.empty((STATES, 2), np.float32)
-    came_IS, k_IS = np.empty((columns, STATES), np.int8), np.empty((columns, STATES), np.int16)
-    for o in range(rows):
-        wish_I[:] = work_BI[o]
-        if len(shares_BB):
-            for p in range(o):
-                share, other_I = shares_BB[p, o], error_BI[p]
-                for i in range(columns):
-                    wish_I[i] -= share * other_I[i]
-        cost_S[:] = FAR
-        cost_S[0] = 0
-        recent[:] = 0
-        now = 0
-        for i in range(columns):
-            old = max(i - WINDOW, 0)  # columns that are decided
-            common = np.float32(0)
-            if old > 0:
-                best = np.argmin(cost_S)
-                decided_I[old - 1] = recent[now, best, 0]
-                cost_S -= cost_S[best]
-                decided_T, early_T = decided_I[:old], lower_II[i, :old]
-                for t in range(old):
-                    common += decided_T[t] * early_T[t]
-            late_T = lower_II[i, old:i]
-            step = step_B[o] * step_I[i]
-            scale = step / lower_II[i, i]
-            k_class = min(max(class_B[o] + class_I[i], 0), bits_KQM.shape[0] - 1)
-            for s in range(STATES):
-                passed, own_T = common, recent[now, s, WINDOW + 1 - len(late_T):]
-                for t in range(len(late_T)):
-                    passed += own_T[t] * late_T[t]
-                wish = wish_I[i] - passed
-                size = min(abs(wish) / step, np.float32(32000))
-                quantiser = s & 1
-                bits_M = bits_KQM[k_class, quantiser]
-                k = (int(size) + quantiser) >> 1  # the last whose point is not above the wish
-                if k < LARGEST:  # k, and of its two neighbours the better
-                    near = size - np.float32(2 * k - (quantiser if k > 0 else 0))
-                    above = size - np.float32(2 * k + 2 - quantiser)
-                    below = size - np.float32(2 * k - 2 - (quantiser if k > 1 else 0))
-                    cost_near = near * near + rate * bits_M[k]
-                    cost_above = above * above + rate * bits_M[k + 1]
-                    cost_below = below * below + rate * bits_M[max(k - 1, 0)] if k > 0 else FAR
-                    other, parity = (k - 1 if cost_below < cost_above else k + 1), k & 1
-                    cost_other = min(cost_below, cost_above)
-                    left = below if cost_below < cost_above else above
-                else:  # without a symbol: even, whatever it is
-                    k = max((int(size) + 1 + quantiser) >> 1, LARGEST + 1)
-                    near = left = size - np.float32(2 * k - quantiser)
-                    cost_near, cost_other = near * near + rate * np.float32(ESCAPED), FAR
-                    other, parity = k, 0
-                sign = -1 if wish < 0 else 1
-                cost_S2[s, parity], cost_S2[s, 1 - parity] = cost_S[s] + cost_near, cost_S[s] + cost_other
-                k_S2[s, parity], k_S2[s, 1 - parity] = sign * k, sign * other
-                error_S2[s, parity], error_S2[s, 1 - parity] = near * scale * sign, left * scale * sign
-            for to in range(STATES):
-                s, parity = before_S22[to, 0]
-                if cost_S2[before_S22[to, 1, 0], before_S22[to, 1, 1]] < cost_S2[s, parity]:
-                    s, parity = before_S22[to, 1]
-                new_S[to], came_IS[i, to], k_IS[i, to] = cost_S2[s, parity], s, k_S2[s, parity]
-                source_T, target_T = recent[now, s, 1:], recent[1 - now, to, :WINDOW]
-                for t in range(WINDOW):
-                    target_T[t] = source_T[t]
-                recent[1 - now, to, WINDOW] = error_S2[s, parity]
-            cost_S[:] = new_S
-            now = 1 - now
-        state = np.int64(np.argmin(cost_S))
-        for i in range(columns - 1, -1, -1):
-            k = np.int64(k_IS[i, state])
-            state = np.int64(came_IS[i, state])
-            quantiser = state & 1
-            integers_BI[o, i] = 2 * k - quantiser * ((k > 0) - (k < 0))
-            error_BI[o, i] = wish_I[i] - np.float32(integers_BI[o, i]) * (step_B[o] * step_I[i])
-            k_class = min(max(class_B[o] + class_I[i], 0), bits_KQM.shape[0] - 1)
-            bits += bits_KQM[k_class, quantiser, abs(k)] if abs(k) <= LARGEST else ESCAPED
-    return bits
 
 
 def flat(weight_OI: Tensor, bits: float = 4.0) -> Lattice:
