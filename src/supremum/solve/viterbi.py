@@ -33,6 +33,7 @@ Integers = NDArray[np.int16]
 STRETCH = 16  # columns: one vector of numbers
 ESCAPED = 44.0  # bits of a number without a symbol: the escape and the integer in full
 FAR = 1e30
+PLACES = LARGEST + 4  # of a quantiser's bits by k: from -1, which is no number, to two without a symbol
 SIZE, LOW, HIGH, SEEN = STATES, 2 * STATES, 4 * STATES, 6 * STATES  # places in `seen`, and its length
 NUMBER, ERROR, WAYS = 2 * STATES, 4 * STATES, 6 * STATES  # in `ways`, each for even and odd numbers
 FAST: dict[str, Any] = {"cache": True, "nogil": True, "fastmath": {"reassoc", "contract", "nsz"}, "error_model": "numpy"}
@@ -63,11 +64,11 @@ def normal_bits() -> NDArray[np.float32]:
 
 
 def _table() -> NDArray[np.float32]:
-    """`normal_bits` from k = -1 on, which is no number; after the last, what has no symbol, as even and as odd."""
-    table_KQM = np.empty((CLASSES, QUANTISERS, LARGEST + 4), np.float32)
+    """(CLASSES, QUANTISERS PLACES) bits of k at 1 + k; what has no symbol counts as even."""
+    table_KQM = np.empty((CLASSES, QUANTISERS, PLACES), np.float32)
     table_KQM[..., 1:-2] = normal_bits()
     table_KQM[..., [0, -2, -1]] = FAR, ESCAPED, FAR
-    return table_KQM
+    return table_KQM.reshape(CLASSES, -1)
 
 
 @cache
@@ -92,7 +93,7 @@ def _choose(seen, cost_S, bits_N, rate, scale, place_N, ways):
         even = max(nearest, np.float32(LARGEST + 1)) if below >= np.float32(LARGEST) else even
         seen[SIZE + s] = size
         ways[NUMBER + s], ways[NUMBER + STATES + s] = even, odd
-        first, last = np.float32(1) + quantiser * np.float32(LARGEST + 4), np.float32(LARGEST + 1)
+        first, last = np.float32(1) + quantiser * np.float32(PLACES), np.float32(LARGEST + 1)
         place_N[s] = np.int32(first + min(even, last))
         place_N[STATES + s] = np.int32(first + min(odd, last + np.float32(1)))
         place_N[2 * STATES + s] = np.int32(first + min(even + np.float32(2), last))
@@ -136,7 +137,7 @@ def _follow(row_ST, from_S, error_S, passed_T, j, width, new_ST):
 
 
 @njit(**FAST)
-def _search(work_BI, shares_BB, upper_II, lower_II, step_B, step_I, class_B, class_I, bits_KQM, before_N, rate, integers_BI,
+def _search(work_BI, shares_BB, upper_II, lower_II, step_B, step_I, class_B, class_I, bits_KN, before_N, rate, integers_BI,
             error_BI):
     rows, columns = work_BI.shape
     stretches = (columns + STRETCH - 1) // STRETCH
@@ -191,7 +192,7 @@ def _search(work_BI, shares_BB, upper_II, lower_II, step_B, step_I, class_B, cla
                 k_class = min(max(class_B[o] + class_I[i], 0), CLASSES - 1)
                 for s in range(STATES):
                     seen[s] = (wish_I[i] - row_ST[s, j]) / step
-                _choose(seen, cost_S, bits_KQM[k_class].ravel(), rate, step / upper_II[i, i], place_N, ways)
+                _choose(seen, cost_S, bits_KN[k_class], rate, step / upper_II[i, i], place_N, ways)
                 _merge(ways, before_N, root_S, new_cost_S, k_IS[i], error_S, from_S, came_IS[i], new_root_S)
                 _follow(row_ST, from_S, error_S, upper_II[i, begin:begin + width], j, width, new_ST)
                 row_ST, new_ST = new_ST, row_ST
@@ -219,5 +220,5 @@ def _search(work_BI, shares_BB, upper_II, lower_II, step_B, step_I, class_B, cla
             integers_BI[o, i] = 2 * k - quantiser * ((k > 0) - (k < 0))
             error_BI[o, i] = wish_I[i] - np.float32(integers_BI[o, i]) * (step_B[o] * step_I[i])
             k_class = min(max(class_B[o] + class_I[i], 0), CLASSES - 1)
-            bits += bits_KQM[k_class, quantiser, 1 + min(abs(k), LARGEST + 1)]
+            bits += bits_KN[k_class, quantiser * PLACES + 1 + min(abs(k), LARGEST + 1)]
     return bits
