@@ -92,6 +92,10 @@ def open_job(model: str | Path, folder: Path, *, target: str, text: list[str] | 
               "model": checkpoint.fingerprint, "text": given, "seed": seed, "options": options}
     if any(map(rounder, options["only"])):
         inputs["smoothing"] = True  # the state of a version that did not smooth is not gone on with
+    if target == "archive":
+        from .checkpoint.archive import VERSION
+
+        inputs["archive"] = VERSION  # nor integers of another trellis
     return Job(str(model), checkpoint, kind, sources, seed, options, inputs, data)
 
 

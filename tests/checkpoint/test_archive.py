@@ -245,9 +245,10 @@ def test_damage_is_named(change, words, archive):
             opened.read(name)
 
 
-def test_another_version_is_refused(archive):
+@pytest.mark.parametrize("version", [2, 99])
+def test_another_version_is_refused(archive, version):
     config = json.loads((archive / "config.json").read_text())
-    config["quantization_config"]["version"] = 99
+    config["quantization_config"]["version"] = version
     (archive / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match="version"):
         open_checkpoint(archive)

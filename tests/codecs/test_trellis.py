@@ -44,10 +44,10 @@ def test_what_is_no_path_is_refused():
         trellis.integers(np.array([[128, 0]], np.uint8), np.empty(0, np.int16))
 
 
-def test_paths_that_part_differ_in_five_columns_at_least():
-    """A code of 64 states has a parallel move to none: from any state, two sequences that part meet again after 5 or more."""
+def test_paths_that_part_differ_in_seven_columns_at_least():
+    """64 states remember six numbers: from any of them, two sequences that part meet again after 7 columns or more."""
     for start in range(trellis.STATES):
-        for length in (1, 2, 3, 4):
+        for length in range(1, 7):
             ends = [start]
             for _ in range(length):
                 ends = [int(trellis.NEXT_S2[state, parity]) for state in ends for parity in (0, 1)]

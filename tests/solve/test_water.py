@@ -11,11 +11,13 @@ import torch
 from scipy.stats import norm
 
 from supremum.codecs.lattice import CLASSES, OCTAVE, UNIT
+from supremum.codecs.rans import ESCAPE, LARGEST
 from supremum.codecs.trellis import DISTORTION, NEXT_S2, symbols
+from supremum.errors import SupremumError
 from supremum.limits import Curve
 from supremum.limits.information import spectrum
 from supremum.solve.cancellation import Metric
-from supremum.solve.viterbi import normal_bits
+from supremum.solve.viterbi import ESCAPED, normal_bits
 from supremum.solve.water import RARE, RATE, Outputs, Spread, Watered, water
 
 from . import reference
@@ -82,12 +84,39 @@ def paths(weight_OI: torch.Tensor, metric: Metric, fisher: torch.Tensor, found: 
 
 @pytest.mark.parametrize("diagonal", [False, True])
 @pytest.mark.parametrize(("level", "rows", "columns"),
-                         [(1e-1, 8, 14), (1e-2, 8, 14), (1e-3, 8, 14), (1e-2, 2, 150), (3e-4, 2, 100)])
+                         [(1e-1, 8, 14), (1e-2, 8, 14), (1e-3, 8, 14), (1e-2, 4, 1), (1e-2, 4, 16), (1e-2, 3, 17),
+                          (1e-2, 2, 150), (3e-4, 1, 330)])
 def test_it_is_the_search_with_whole_histories(level, rows, columns, diagonal):
     weight_OI, metric, fisher_OO = case(rows=rows, columns=columns)
     fisher = fisher_OO.diagonal().clone() if diagonal else fisher_OO
     found = solve(weight_OI, metric, fisher, level)
-    assert np.array_equal(paths(weight_OI, metric, fisher, found), found.lattice.integers_OI.numpy())
+    integers_OI = found.lattice.integers_OI.numpy()
+    assert np.array_equal(paths(weight_OI, metric, fisher, found), integers_OI)
+    assert found.bits == pytest.approx(written(found), rel=1e-5)
+
+
+def written(found: Watered) -> float:
+    """Bits of the integers by the normal's cost."""
+    frame = found.lattice.frame
+    class_OI = (frame.row_class_O[:, None] + frame.column_class_I).clamp(0, CLASSES - 1).numpy()
+    symbol_OI, quantiser_OI, _ = symbols(found.lattice.integers_OI.numpy())
+    size_OI = abs(symbol_OI.astype(int) - ESCAPE)
+    bits_OI = np.where(symbol_OI == 0, ESCAPED, normal_bits()[class_OI, quantiser_OI, np.minimum(size_OI, LARGEST)])
+    return float(bits_OI.sum(dtype=np.float64))
+
+
+@pytest.mark.parametrize("broken", ["weight", "fisher"])
+def test_what_is_not_finite_is_refused(broken):
+    weight_OI, metric, fisher_OO = case(rows=8, columns=20)
+    (weight_OI if broken == "weight" else fisher_OO)[3, 3] = math.nan
+    with pytest.raises((SupremumError, torch.linalg.LinAlgError)):
+        solve(weight_OI, metric, fisher_OO if broken == "weight" else fisher_OO.diagonal().clone(), 1e-2)
+
+
+def test_outputs_that_never_mattered_are_all_alike():
+    weight_OI, metric, _ = case(rows=8, columns=20)
+    found = solve(weight_OI, metric, torch.zeros(8), 1e-2).lattice
+    assert torch.equal(found.integers_OI, solve(weight_OI, metric, torch.full((8,), 1 / 1.01), 1e-2).lattice.integers_OI)
 
 
 def test_without_feedback_no_path_is_cheaper():
@@ -137,7 +166,8 @@ def test_an_input_that_is_far_larger_than_the_others_does_not_leave_the_integers
     found = water(weight_OI, metric, rows, 4.0**-5, Spread.of(weight_OI))
     largest = weight_OI[:, 5].abs().max()
     assert 8192 < int(found.lattice.integers_OI[:, 5].abs().max()) <= 16384 + 1
-    assert float((found.decode() - weight_OI)[:, 5].abs().max()) < 2 * float(largest) / 8192
+    assert float((found.decode() - weight_OI)[:, 5].abs().max()) < 1.1 * float(largest) / 16384  # a step, of whole eighths
+    assert found.bits == pytest.approx(written(found), rel=1e-5)  # what has no symbol is on the path, too
     rest = torch.arange(32) != 5
     assert float((found.decode() - weight_OI)[:, rest].square().mean()) == pytest.approx(4.0**-5, rel=0.1)  # whole eighths
 
@@ -150,12 +180,12 @@ def test_blocks_of_rows_change_nothing(rows, monkeypatch):
     assert (solve(weight_OI, metric, fisher_OO, 1e-3).lattice.integers_OI == found.lattice.integers_OI).double().mean() > 0.97
 
 
-def test_what_is_decided_early_costs_little():
-    """Many more columns than survivors differ in: as near to the limit as a matrix of fewer."""
+def test_a_long_row_is_as_near_to_the_limit():
+    """Many more columns than survivors differ in."""
     weight_OI, metric, fisher_OO = case(6, 24, 400)
     curve = Curve([spectrum("w", weight_OI, metric.moment_II, whole(fisher_OO), tokens=10**6)])
     found = solve(weight_OI, metric, fisher_OO, 2 ** curve.level_at_bits(3.7))
-    assert curve.gap_bits(found.bits / weight_OI.numel(), found.nats) < 0.2
+    assert curve.gap_bits(found.bits / weight_OI.numel(), found.nats) < 0.11
 
 
 def test_steps_are_those_of_the_water_level():
@@ -179,15 +209,15 @@ def test_the_nats_are_those_of_the_integers(diagonal):
     assert found.nats == pytest.approx(float(expected), rel=1e-3)
 
 
-@pytest.mark.parametrize(("bits", "most"), [(2.0, 0.25), (4.0, 0.17)])
+@pytest.mark.parametrize(("bits", "most"), [(2.0, 0.18), (4.0, 0.125)])
 def test_it_spends_a_tenth_of_a_bit_more_than_the_limit(bits, most):
-    """log2(2 pi e / 12) / 2 = 0.2546 of the integers, less 1.09 dB and what the choice of the quantiser costs; at two bits
+    """log2(2 pi e / 12) / 2 = 0.2546 of the integers, less 1.27 dB and what the choice of the quantiser costs; at two bits
     part of this matrix lies under water, which costs more."""
     weight_OI, metric, fisher_OO = case(2, 192, 192)
     curve = Curve([spectrum("w", weight_OI, metric.moment_II, whole(fisher_OO), tokens=10**6)])
     found = solve(weight_OI, metric, fisher_OO, 2 ** curve.level_at_bits(bits - 0.2))
     assert found.bits / weight_OI.numel() == pytest.approx(bits, abs=0.1)
-    assert 0.0736 < curve.gap_bits(found.bits / weight_OI.numel(), found.nats) < most
+    assert 0.0436 < curve.gap_bits(found.bits / weight_OI.numel(), found.nats) < most
 
 
 def test_feedback_between_rows_is_worth_bits():

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from .lattice import GAIN
 from .rans import ESCAPE, LARGEST
 
-STATES = 64  # the search takes as long as there are many, the decoder does not; 8 leave 0.035 bit more (bench/trellis.py)
+STATES = 64  # the search takes longer the more there are, the decoder does not; 8 leave 0.03 bit more (bench/trellis.py)
 CHECKS = 0o103, 0o24  # h0, h1 of 64 states in one dimension
 DISTORTION = 4 / 12 * 10 ** (-GAIN / 10)  # mean square error for points one apart
 QUANTISERS = 2

@@ -2,14 +2,16 @@
 
 With u_i the wish for column i in steps, which depends on the errors e of the columns before (solve/water.py), the path with
 the least sum of (u_i - m_i)^2 + rate bits(m_i) is sought. Of all paths into a state the cheapest survives, with its own
-errors. bits(m) is that of a normal whose cells end between the quantiser's points, in classes of its deviation: sigma =
-2^((k - UNIT) / OCTAVE) steps, k the sum of a row's and a column's class.
+errors; a state tries two numbers of either parity, those around the wish. bits(m) is that of a normal whose cells end between
+the quantiser's points, in classes of its deviation: sigma = 2^((class - UNIT) / OCTAVE) steps, the class the sum of a row's
+and a column's.
 
-Survivors are the branches of a tree: they have the same trunk, and part a few dozen columns ago. Columns are taken STRETCH
-at a time. Within a stretch a survivor keeps a row of STRETCH numbers: the errors of the columns that are done, and for the
-others what all errors so far take from their wishes. At its end the rows are put away, each with the place of the row that
-its path had a stretch before; rows that no survivor comes from are dropped, and a stretch that has one row left is decided:
-it is the trunk's. So nothing is decided before its time, and only what survivors differ in costs as much as there are states.
+Survivors are the branches of a tree: they have the same trunk, and part a hundred columns ago or so. (Of a row that is all
+under water they hardly ever meet again, and its search takes longer the longer it is.) Columns are taken STRETCH at a time.
+Within a stretch a survivor keeps a row of STRETCH numbers: the errors of the columns that are done, and for the others what
+all errors so far take from their wishes. At its end the rows are put away, each with the place of the row that its path had
+a stretch before; rows that no survivor comes from are dropped, and a stretch that has one row left is decided: it is the
+trunk's. So nothing is decided before its time, and only what survivors differ in costs as much as there are states.
 
 The loops over states are written for the vectorizer: flat arrays, one store to each, no table in the loop that computes.
 """
@@ -27,13 +29,14 @@ from scipy.stats import norm
 from ..codecs.lattice import CLASSES, OCTAVE, UNIT
 from ..codecs.rans import LARGEST
 from ..codecs.trellis import NEXT_S2, QUANTISERS, STATES
+from ..errors import SupremumError
 
 Floats = NDArray[np.float32]
 Integers = NDArray[np.int16]
 STRETCH = 16  # columns: one vector of numbers
 ESCAPED = 44.0  # bits of a number without a symbol: the escape and the integer in full
 FAR = 1e30
-PLACES = LARGEST + 4  # of a quantiser's bits by k: from -1, which is no number, to two without a symbol
+PLACES = LARGEST + 4  # of costs by k: from -1, which is no number, to one without a symbol and an odd one, which may not be
 SIZE, LOW, HIGH, SEEN = STATES, 2 * STATES, 4 * STATES, 6 * STATES  # places in `seen`, and its length
 NUMBER, ERROR, WAYS = 2 * STATES, 4 * STATES, 6 * STATES  # in `ways`, each for even and odd numbers
 FAST: dict[str, Any] = {"cache": True, "nogil": True, "fastmath": {"reassoc", "contract", "nsz"}, "error_model": "numpy"}
@@ -43,10 +46,13 @@ def search(work_BI: Floats, shares_BB: Floats, upper_II: Floats, lower_II: Float
            class_B: Integers, class_I: Integers, rate: float, integers_BI: Integers, error_BI: Floats) -> float:
     """Find the paths of a block of rows, one after the other; the bits of all, by the normal's cost.
 
-    shares_BB: V_op / V_oo, by which row o's errors are handed on to row p, or (0, 0). upper_II: U of the metric; lower_II:
-    its transpose, contiguous. Fills the integers m and what they leave of the wishes, r_o."""
-    return float(_search(work_BI, shares_BB, upper_II, lower_II, step_B, step_I, class_B, class_I, _table(), _before(),
-                         np.float32(rate), integers_BI, error_BI))
+    shares_BB: V_op / V_oo, by which row o's errors are handed on to row p, or (0, 0). upper_II: U of the metric, with zeros
+    below its diagonal; lower_II: its transpose; both contiguous. rate > 0. Fills the integers m and what they leave of the
+    wishes, r_o. Raises SupremumError for what is not finite."""
+    if not all(np.isfinite(part).all() and (part > 0).all() for part in (step_B, step_I)) or not np.isfinite(work_BI).all():
+        raise SupremumError("a matrix or its statistics hold numbers that are not finite.", "Check the model's weights.")
+    return float(_search(work_BI, shares_BB, upper_II, lower_II, step_B, step_I, class_B, class_I, _costs(rate), _before(),
+                         integers_BI, error_BI)) / rate
 
 
 @cache
@@ -63,12 +69,12 @@ def normal_bits() -> NDArray[np.float32]:
     return bits
 
 
-def _table() -> NDArray[np.float32]:
-    """(CLASSES, QUANTISERS PLACES) bits of k at 1 + k; what has no symbol counts as even."""
-    table_KQM = np.empty((CLASSES, QUANTISERS, PLACES), np.float32)
-    table_KQM[..., 1:-2] = normal_bits()
-    table_KQM[..., [0, -2, -1]] = FAR, ESCAPED, FAR
-    return table_KQM.reshape(CLASSES, -1)
+def _costs(rate: float) -> Floats:
+    """(CLASSES, QUANTISERS PLACES) rate times bits of k, at 1 + k; what has no symbol counts as even."""
+    cost_KQM = np.empty((CLASSES, QUANTISERS, PLACES), np.float32)
+    cost_KQM[..., 1:-2] = rate * normal_bits()
+    cost_KQM[..., [0, -2, -1]] = FAR, rate * ESCAPED, FAR
+    return cost_KQM.reshape(CLASSES, -1)
 
 
 @cache
@@ -79,10 +85,11 @@ def _before() -> NDArray[np.uint32]:
 
 
 @njit(**FAST)
-def _choose(seen, cost_S, bits_N, rate, scale, place_N, ways):
+def _choose(seen, cost_S, cost_N, scale, place_N, ways):
     """What each state would take of either parity: `ways`, the cost with the path's before, the number and its error.
 
-    `seen`: room for each state's wish in steps, which is given, its size and the bits of four numbers."""
+    `seen` holds each state's wish in steps, and takes its size and what the bits of four numbers cost. Wishes are held to
+    32000 steps: only feedback can ask for more."""
     for s in range(STATES):
         quantiser = np.float32(s & 1)
         size = min(abs(seen[s]), np.float32(32000))
@@ -90,7 +97,7 @@ def _choose(seen, cost_S, bits_N, rate, scale, place_N, ways):
         even = np.float32(2) * np.float32(np.int32(below * np.float32(0.5)))
         odd = np.float32(2) * np.float32(np.int32((below + np.float32(1)) * np.float32(0.5))) - np.float32(1)
         nearest = np.float32(np.int32((size + np.float32(1) + quantiser) * np.float32(0.5)))
-        even = max(nearest, np.float32(LARGEST + 1)) if below >= np.float32(LARGEST) else even
+        even = nearest if below > np.float32(LARGEST) else even  # without a symbol every number is even
         seen[SIZE + s] = size
         ways[NUMBER + s], ways[NUMBER + STATES + s] = even, odd
         first, last = np.float32(1) + quantiser * np.float32(PLACES), np.float32(LARGEST + 1)
@@ -99,14 +106,14 @@ def _choose(seen, cost_S, bits_N, rate, scale, place_N, ways):
         place_N[2 * STATES + s] = np.int32(first + min(even + np.float32(2), last))
         place_N[3 * STATES + s] = np.int32(first + min(odd + np.float32(2), last + np.float32(1)))
     for n in range(4 * STATES):
-        seen[LOW + n] = bits_N[place_N[n]]
+        seen[LOW + n] = cost_N[place_N[n]]
     for parity in range(2):
         for s in range(STATES):
             n = parity * STATES + s
             k, size, quantiser = ways[NUMBER + n], seen[SIZE + s], np.float32(s & 1)
             low = size - max(np.float32(2) * k - quantiser, np.float32(0))
             high = size - (np.float32(2) * k + np.float32(4) - quantiser)
-            cost_low, cost_high = low * low + rate * seen[LOW + n], high * high + rate * seen[HIGH + n]
+            cost_low, cost_high = low * low + seen[LOW + n], high * high + seen[HIGH + n]
             up = cost_high < cost_low
             sign = np.float32(1) if seen[s] >= np.float32(0) else np.float32(-1)
             ways[n] = cost_S[s] + (cost_high if up else cost_low)
@@ -130,15 +137,16 @@ def _merge(ways, before_N, root_S, cost_S, k_S, error_S, from_S, came_S, new_roo
 def _follow(row_ST, from_S, error_S, passed_T, j, width, new_ST):
     """Survivors' rows after column j of the stretch; passed_T: U of this column and those of the stretch, 0 before it."""
     for to in range(STATES):
-        error, old_T, new_T = error_S[to], row_ST[from_S[to]], new_ST[to]
+        s, error = from_S[to], error_S[to]
         for t in range(width):
-            new_T[t] = old_T[t] + error * passed_T[t]
-        new_T[j] = error
+            new_ST[to, t] = row_ST[s, t] + error * passed_T[t]
+        new_ST[to, j] = error
 
 
 @njit(**FAST)
-def _search(work_BI, shares_BB, upper_II, lower_II, step_B, step_I, class_B, class_I, bits_KN, before_N, rate, integers_BI,
+def _search(work_BI, shares_BB, upper_II, lower_II, step_B, step_I, class_B, class_I, cost_KN, before_N, integers_BI,
             error_BI):
+    assert len(before_N) == 2 * STATES  # the compiler's cache does not see that trellis.py has changed
     rows, columns = work_BI.shape
     stretches = (columns + STRETCH - 1) // STRETCH
     wish_I, trunk_I = np.empty(columns, np.float32), np.empty(columns, np.float32)
@@ -153,7 +161,7 @@ def _search(work_BI, shares_BB, upper_II, lower_II, step_B, step_I, class_B, cla
     root_S, new_root_S = np.empty(STATES, np.int64), np.empty(STATES, np.int64)  # whose row it had a stretch ago
     kept_CST, root_CS = np.empty((stretches, STATES, STRETCH), np.float32), np.empty((stretches, STATES), np.int64)
     alive_CS, alive_C = np.empty((stretches, STATES), np.int64), np.empty(stretches, np.int64)
-    bits = 0.0
+    spent = 0.0
     for o in range(rows):
         wish_I[:] = work_BI[o]
         if len(shares_BB):
@@ -189,10 +197,10 @@ def _search(work_BI, shares_BB, upper_II, lower_II, step_B, step_I, class_B, cla
             for j in range(width):
                 i = begin + j
                 step = step_B[o] * step_I[i]
-                k_class = min(max(class_B[o] + class_I[i], 0), CLASSES - 1)
+                own_class = min(max(class_B[o] + class_I[i], 0), CLASSES - 1)
                 for s in range(STATES):
                     seen[s] = (wish_I[i] - row_ST[s, j]) / step
-                _choose(seen, cost_S, bits_KN[k_class], rate, step / upper_II[i, i], place_N, ways)
+                _choose(seen, cost_S, cost_KN[own_class], step / upper_II[i, i], place_N, ways)
                 _merge(ways, before_N, root_S, new_cost_S, k_IS[i], error_S, from_S, came_IS[i], new_root_S)
                 _follow(row_ST, from_S, error_S, upper_II[i, begin:begin + width], j, width, new_ST)
                 row_ST, new_ST = new_ST, row_ST
@@ -219,6 +227,6 @@ def _search(work_BI, shares_BB, upper_II, lower_II, step_B, step_I, class_B, cla
             quantiser = state & 1
             integers_BI[o, i] = 2 * k - quantiser * ((k > 0) - (k < 0))
             error_BI[o, i] = wish_I[i] - np.float32(integers_BI[o, i]) * (step_B[o] * step_I[i])
-            k_class = min(max(class_B[o] + class_I[i], 0), CLASSES - 1)
-            bits += bits_KN[k_class, quantiser * PLACES + 1 + min(abs(k), LARGEST + 1)]
-    return bits
+            own_class = min(max(class_B[o] + class_I[i], 0), CLASSES - 1)
+            spent += cost_KN[own_class, quantiser * PLACES + 1 + min(abs(k), LARGEST + 1)]
+    return spent

@@ -61,7 +61,8 @@ class Outputs:
     def of(cls, fisher: Tensor, damping: float) -> Outputs:
         """`fisher`: B (O, O), which is `trusted` so far; or its diagonal (O,)."""
         if fisher.ndim == 1:
-            floor = fisher.double().mean().clamp_min(1e-300) * RARE
+            mean = float(fisher.double().mean())
+            floor = RARE * mean if mean > 0 else 1.0  # of outputs that never mattered all alike
             return cls(torch.arange(len(fisher)), (fisher.double() + floor).rsqrt(), None)
         fisher_OO = trusted(fisher, damping)
         order_O = torch.argsort(fisher_OO.diagonal(), stable=True)
