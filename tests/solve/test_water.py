@@ -166,7 +166,9 @@ def test_an_input_that_is_far_larger_than_the_others_does_not_leave_the_integers
     found = water(weight_OI, metric, rows, 4.0**-5, Spread.of(weight_OI))
     largest = weight_OI[:, 5].abs().max()
     assert 8192 < int(found.lattice.integers_OI[:, 5].abs().max()) <= 16384 + 1
-    assert float((found.decode() - weight_OI)[:, 5].abs().max()) < 1.1 * float(largest) / 16384  # a step, of whole eighths
+    error_O, escaped = (found.decode() - weight_OI)[:, 5].abs(), found.lattice.integers_OI[:, 5].abs() > 255
+    assert float(error_O[escaped].max()) < 1.1 * float(largest) / 16384  # a step, of whole eighths
+    assert float(error_O.max()) < 2.2 * float(largest) / 16384
     assert found.bits == pytest.approx(written(found), rel=1e-5)  # what has no symbol is on the path, too
     rest = torch.arange(32) != 5
     assert float((found.decode() - weight_OI)[:, rest].square().mean()) == pytest.approx(4.0**-5, rel=0.1)  # whole eighths
