@@ -10,9 +10,10 @@ import torch
 
 from supremum import Budget, open_checkpoint, optimize
 from supremum.checkpoint.write_archive import ArchiveTarget
-from supremum.errors import BudgetError, SupremumError
+from supremum.errors import BudgetError, StateError, SupremumError
 from supremum.fill import _solve_table, felt, solve_level
 from supremum.gather import gather, gather_fisher
+from supremum.job import open_job
 from supremum.limits import Curve
 from supremum.pipeline import store_without_loss
 from supremum.report import read_document
@@ -148,6 +149,15 @@ def test_killed_between_levels_it_resumes_to_the_same_bytes(budget, tiny_model, 
     resumed = run(model, text, tmp_path / "out", budget).folder
     one, two = (hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest() for folder in (whole, resumed))
     assert one == two
+
+
+def test_integers_of_an_older_trellis_are_not_gone_on_with(tiny_model, text, tmp_path):  # noqa: F811
+    model = tiny_model("llama", "bfloat16")
+    job = open_job(model, tmp_path / "out", target="archive", text=[text], tokens=1024, keep=None, only=None, seed=0,
+                   dtype="float32")
+    Workspace(tmp_path / "out.work", job.inputs | {"archive": 2}).close()
+    with pytest.raises(StateError):
+        run(model, text, tmp_path / "out", Budget(bits=3))
 
 
 @pytest.mark.parametrize("tied", [False, True])
