@@ -169,7 +169,7 @@ def _frontier(units: Sequence[Unit], measured: Sequence[Mapping[str, Any]], curv
     def of_blocks(options: Sequence[Option]) -> int:
         return sum(option.nbytes for unit, option in zip(units, options, strict=True) if unit.in_blocks)
 
-    for rate, kl in curve.sample(low=0.5, high=6.0, step=0.25):
+    for rate, kl in curve.sample(low=0.5, high=max(6.0, reached["bits"] + 0.75), step=0.25):
         points.append({"bits": rate, "bytes": int(rate * weights / 8) + tables, "kl": kl, "kind": "limit",
                        "label": "no code of the blocks is below"})
     for options in frontier(units):
