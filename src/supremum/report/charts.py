@@ -83,8 +83,7 @@ def curves(points: Sequence[Point], axis: str, also: Sequence[dict[str, float]] 
         xaxis={"title": {"text": "size of the file, MB" if axis == "bytes" else "bits a weight"},
                "range": [min(xs) - 2 * margin, max(xs) + margin], **GRID},
         yaxis={"title": {"text": "KL from the original, nats a token"}, "type": "log", "dtick": 1, "exponentformat": "power",
-               **GRID,
-               "range": [math.log10(min(ys) / 12), math.log10(max(ys) * 2)] if ys else None},
+               "range": [math.log10(min(ys) / 12), math.log10(max(ys) * 2)] if ys else None, **GRID},
         legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}, hovermode="closest", annotations=[
             {"xref": "paper", "yref": "paper", "x": 0.01, "y": 0.03, "xanchor": "left", "yanchor": "bottom",
              "text": "no code of these weights lies here", "showarrow": False,

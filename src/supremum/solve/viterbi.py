@@ -122,22 +122,21 @@ def _choose(seen, cost_S, cost_N, scale, place_N, ways):
 
 
 @njit(**FAST)
-def _merge(ways, before_N, root_S, cost_S, k_S, error_S, from_S, came_S, new_root_S):
+def _merge(ways, before_N, root_S, cost_S, k_S, error_S, came_S, new_root_S):
     """Of the two ways into each state the cheaper."""
     for to in range(STATES):
         one, two = before_N[to], before_N[STATES + to]
         n = two if ways[two] < ways[one] else one
         s = n & np.uint32(STATES - 1)
         cost_S[to], k_S[to], error_S[to] = ways[n], np.int16(ways[NUMBER + n]), ways[ERROR + n]
-        from_S[to] = came_S[to] = s
-        new_root_S[to] = root_S[s]
+        came_S[to], new_root_S[to] = s, root_S[s]
 
 
 @njit(**FAST)
-def _follow(row_ST, from_S, error_S, passed_T, j, width, new_ST):
+def _follow(row_ST, came_S, error_S, passed_T, j, width, new_ST):
     """Survivors' rows after column j of the stretch; passed_T: U of this column and those of the stretch, 0 before it."""
     for to in range(STATES):
-        s, error = from_S[to], error_S[to]
+        s, error = came_S[to], error_S[to]
         for t in range(width):
             new_ST[to, t] = row_ST[s, t] + error * passed_T[t]
         new_ST[to, j] = error
@@ -153,7 +152,6 @@ def _search(work_BI, shares_BB, upper_II, lower_II, step_B, step_I, class_B, cla
     seen, ways, error_S = np.empty(SEEN, np.float32), np.empty(WAYS, np.float32), np.empty(STATES, np.float32)
     place_N = np.empty(4 * STATES, np.uint32)
     cost_S, new_cost_S = np.empty(STATES, np.float32), np.empty(STATES, np.float32)
-    from_S = np.empty(STATES, np.uint32)
     came_IS, k_IS = np.empty((columns, STATES), np.uint8), np.empty((columns, STATES), np.int16)
     row_ST, new_ST = np.empty((STATES, STRETCH), np.float32), np.empty((STATES, STRETCH), np.float32)
     some_ST, product_ST = np.empty((STATES, STRETCH), np.float32), np.empty((STATES, STRETCH), np.float32)
@@ -201,8 +199,8 @@ def _search(work_BI, shares_BB, upper_II, lower_II, step_B, step_I, class_B, cla
                 for s in range(STATES):
                     seen[s] = (wish_I[i] - row_ST[s, j]) / step
                 _choose(seen, cost_S, cost_KN[own_class], step / upper_II[i, i], place_N, ways)
-                _merge(ways, before_N, root_S, new_cost_S, k_IS[i], error_S, from_S, came_IS[i], new_root_S)
-                _follow(row_ST, from_S, error_S, upper_II[i, begin:begin + width], j, width, new_ST)
+                _merge(ways, before_N, root_S, new_cost_S, k_IS[i], error_S, came_IS[i], new_root_S)
+                _follow(row_ST, came_IS[i], error_S, upper_II[i, begin:begin + width], j, width, new_ST)
                 row_ST, new_ST = new_ST, row_ST
                 cost_S, new_cost_S = new_cost_S, cost_S
                 root_S, new_root_S = new_root_S, root_S
